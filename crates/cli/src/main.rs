@@ -1,0 +1,2 @@
+//! frontdesk: one binary from labelled queries to a router.
+fn main() {}

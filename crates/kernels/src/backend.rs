@@ -1,0 +1,218 @@
+//! The list of ops that a device offers to the engine.
+
+use crate::{AdamW, AttentionShape, Direction, Gate, KvColumns, Linear, Norm, TreeLayout};
+
+/// Where a product goes.
+pub enum Output<'a, B: Backend> {
+    /// Overwrites activations.
+    Narrow(&'a mut B::Narrow),
+    /// Overwrites f32 values.
+    Wide(&'a mut B::Wide),
+    /// Adds to f32 values (the residual stream).
+    Add(&'a mut B::Wide),
+}
+
+/// A device: its buffers and its ops.
+///
+/// Ops never allocate device memory in the steady state, are deterministic (same inputs, same bytes), and panic on
+/// a broken contract (a buffer too short); everything that meets user data is checked before it gets here. Buffers
+/// may be longer than an op needs: each op touches the leading `rows * width` values.
+pub trait Backend: Sized + Send + Sync + 'static {
+    /// f32 values: residual stream, parameters, gradients, optimizer state.
+    type Wide: Send + Sync;
+    /// Activations in the backend's compute type.
+    type Narrow: Send + Sync;
+    /// A frozen matrix `(O, I)`, laid out for products.
+    type Matrix: Send + Sync;
+    /// The LoRA matrices of one linear layer, laid out for the products of the current step.
+    type Adapter: Send + Sync;
+
+    /// What runs and how, for reports: `cpu avx512 bf16`.
+    fn name(&self) -> String;
+
+    /// `len` zeros.
+    fn wide(&self, len: usize) -> Self::Wide;
+    /// `len` zeros.
+    fn narrow(&self, len: usize) -> Self::Narrow;
+    /// Number of values.
+    fn wide_len(&self, buffer: &Self::Wide) -> usize;
+    /// Number of values.
+    fn narrow_len(&self, buffer: &Self::Narrow) -> usize;
+    /// Copies host values to `buffer[at..]`.
+    fn upload(&self, buffer: &mut Self::Wide, at: usize, values: &[f32]);
+    /// Copies `buffer[at..at + out.len()]` to the host.
+    fn download(&self, out: &mut [f32], buffer: &Self::Wide, at: usize);
+    /// Sets the first `len` values to zero.
+    fn clear(&self, buffer: &mut Self::Wide, len: usize);
+    /// Builds a frozen `(rows, cols)` matrix; `read(row, out)` fills one row.
+    fn matrix(&self, rows: usize, cols: usize, read: &mut dyn FnMut(usize, &mut [f32])) -> Self::Matrix;
+    /// Bytes that a matrix occupies.
+    fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
+
+    /// `x[t] = table[tokens[t]]`. Shapes: `x` `(T, C)`, `table` `(V, C)`.
+    fn embed(&self, x: &mut Self::Wide, table: &Self::Matrix, tokens: &[u32]);
+
+    /// `to[i] = from[rows[i]]`, rows of `width` values.
+    fn gather(&self, to: &mut Self::Wide, from: &Self::Wide, rows: &[u32], width: usize);
+    /// `to[rows[i]] += from[i]`; no row may occur twice.
+    fn scatter_add(&self, to: &mut Self::Wide, from: &Self::Wide, rows: &[u32], width: usize);
+    /// [`Backend::gather`] for activations.
+    fn gather_narrow(&self, to: &mut Self::Narrow, from: &Self::Narrow, rows: &[u32], width: usize);
+    /// `to[rows[i]] = from[i]`, and zero in the first `total` rows that are not named.
+    fn spread_narrow(
+        &self,
+        to: &mut Self::Narrow,
+        from: &Self::Narrow,
+        rows: &[u32],
+        total: usize,
+        width: usize,
+    );
+
+    /// `unit = (x - mean) * rstd` (mean only for LayerNorm), `h = unit * weight + bias`. Overwrites all three.
+    /// Shapes: `h`, `unit`, `x` `(T, C)`; `rstd` `(T)`. `unit` and `rstd` are what the backward pass needs.
+    fn norm(
+        &self,
+        h: &mut Self::Narrow,
+        unit: &mut Self::Narrow,
+        rstd: &mut Self::Wide,
+        x: &Self::Wide,
+        norm: &Norm<Self>,
+        rows: usize,
+    );
+    /// `h = unit * weight + bias`: what [`Backend::norm`] wrote, once more.
+    fn norm_again(&self, h: &mut Self::Narrow, unit: &Self::Narrow, norm: &Norm<Self>, rows: usize);
+    /// Adds the input gradient to `d_x`. Shapes: `d_x`, `d_h` `(T, C)`.
+    fn norm_backward(
+        &self,
+        d_x: &mut Self::Wide,
+        d_h: &Self::Wide,
+        unit: &Self::Narrow,
+        rstd: &Self::Wide,
+        norm: &Norm<Self>,
+        rows: usize,
+    );
+
+    /// Lays out the layer's LoRA matrices from the parameters `(all slots' A and B)` for this step's products.
+    fn refresh(&self, linear: &mut Linear<Self>, parameters: &Self::Wide);
+    /// `mid = scale * x A^T` for every slot, `y = x W^T + bias + mid B^T`.
+    /// Shapes: `y` `(T, O)`, `x` `(T, I)`, `mid` `(T, sum of R)`.
+    fn linear(
+        &self,
+        y: Output<'_, Self>,
+        mid: &mut Self::Narrow,
+        x: &Self::Narrow,
+        linear: &Linear<Self>,
+        rows: usize,
+    );
+    /// `d_mid = scale * d_y B`, `d_x = d_y W + d_mid A`. Shapes as in [`Backend::linear`].
+    fn linear_backward(
+        &self,
+        d_x: Output<'_, Self>,
+        d_mid: &mut Self::Narrow,
+        d_y: &Self::Narrow,
+        linear: &Linear<Self>,
+        rows: usize,
+    );
+    /// Adds `d_mid^T x` to each slot's A and `d_y^T mid` to its B in `gradients` (laid out as the parameters).
+    fn adapter_backward(
+        &self,
+        gradients: &mut Self::Wide,
+        x: &Self::Narrow,
+        mid: &Self::Narrow,
+        d_y: &Self::Narrow,
+        d_mid: &Self::Narrow,
+        linear: &Linear<Self>,
+        rows: usize,
+    );
+
+    /// Rotates the query and key heads in place by their position's angles (rotate-half layout), or back.
+    /// Shapes: `qkv` `(T, (H + 2 G) D)`, `table` `(positions, D)`: `D/2` cosines, then `D/2` sines.
+    fn rotary(
+        &self,
+        qkv: &mut Self::Narrow,
+        table: &Self::Wide,
+        positions: &[u32],
+        shape: &AttentionShape,
+        direction: Direction,
+    );
+
+    /// Copies the key and value columns of `qkv`'s first `rows` rows to `cache[at..]`, rows of `2 G D`.
+    fn store_kv(
+        &self,
+        cache: &mut Self::Narrow,
+        at: usize,
+        qkv: &Self::Narrow,
+        shape: &AttentionShape,
+        rows: usize,
+    );
+    /// Attention over a token tree; also writes the log-sum-exp of each row and head.
+    /// Shapes: `out` `(T, H D)`, `lse` `(T, H)`, `qkv` `(T, (H + 2 G) D)`, `kv` as `columns` says.
+    fn attention(
+        &self,
+        out: &mut Self::Narrow,
+        lse: &mut Self::Wide,
+        qkv: &Self::Narrow,
+        kv: &Self::Narrow,
+        columns: KvColumns,
+        tree: &TreeLayout,
+        shape: &AttentionShape,
+    );
+    /// Writes the gradient of `qkv` (keys and values in the same buffer, all segments live).
+    fn attention_backward(
+        &self,
+        d_qkv: &mut Self::Narrow,
+        d_out: &Self::Narrow,
+        out: &Self::Narrow,
+        lse: &Self::Wide,
+        qkv: &Self::Narrow,
+        tree: &TreeLayout,
+        shape: &AttentionShape,
+    );
+
+    /// `act = gate_fn(gate) * up`. Shapes: `act` `(T, F)`, `gate_up` `(T, 2 F)`: gates, then ups.
+    fn gated(&self, act: &mut Self::Narrow, gate_up: &Self::Narrow, gate: Gate, rows: usize, width: usize);
+    /// Writes `d_gate_up` and, once more, `act`.
+    fn gated_backward(
+        &self,
+        d_gate_up: &mut Self::Narrow,
+        act: &mut Self::Narrow,
+        d_act: &Self::Narrow,
+        gate_up: &Self::Narrow,
+        gate: Gate,
+        rows: usize,
+        width: usize,
+    );
+
+    /// `losses[i] = -log softmax(h[i] W^T)[targets[i]]` and, if asked, the gradient of
+    /// `sum_i weights[i] losses[i]` by `h`. Shapes: `h`, `d_h` `(L, C)`, `head` `(V, C)`.
+    fn cross_entropy(
+        &self,
+        losses: &mut [f32],
+        d_h: Option<&mut Self::Wide>,
+        h: &Self::Narrow,
+        head: &Self::Matrix,
+        targets: &[u32],
+        weights: &[f32],
+    );
+    /// `out[i] = log softmax(h[row] W^T)[token]` for each `(row, token)` of `wanted`, sorted by row.
+    fn log_probs(
+        &self,
+        out: &mut [f32],
+        h: &Self::Narrow,
+        rows: usize,
+        head: &Self::Matrix,
+        wanted: &[(u32, u32)],
+    );
+    /// Sum of squares, summed in f64 in a fixed order.
+    fn square_sum(&self, values: &Self::Wide) -> f64;
+    /// One step on `range` of the parameters; `gradients` are multiplied by `gradient_scale` first.
+    fn adamw(
+        &self,
+        parameters: &mut Self::Wide,
+        gradients: &Self::Wide,
+        first: &mut Self::Wide,
+        second: &mut Self::Wide,
+        range: std::ops::Range<usize>,
+        step: &AdamW,
+    );
+}

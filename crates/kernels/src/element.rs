@@ -1,0 +1,33 @@
+//! The element types of stored activations and weights.
+
+use half::bf16;
+
+/// How activations are stored and multiplied: `f32` (exact) or [`bf16`] (half the memory, f32 accumulation).
+pub trait Element: bytemuck::Pod + Send + Sync + Default + PartialEq + std::fmt::Debug + 'static {
+    /// The name used in reports.
+    const NAME: &'static str;
+    /// Rounds to nearest, ties to even.
+    fn from_f32(value: f32) -> Self;
+    /// Exact.
+    fn to_f32(self) -> f32;
+}
+
+impl Element for f32 {
+    const NAME: &'static str = "f32";
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Element for bf16 {
+    const NAME: &'static str = "bf16";
+    fn from_f32(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+    fn to_f32(self) -> f32 {
+        Self::to_f32(self)
+    }
+}

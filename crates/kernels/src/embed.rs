@@ -1,0 +1,24 @@
+//! Token embedding: rows of a table by index.
+
+use crate::Element;
+use crate::linear::PackedMatrix;
+
+/// `x[t] = table[tokens[t]]`.
+/// # Shapes
+/// `x`: `(T, C)`, `table`: `(V, C)`, `tokens`: `(T)`.
+/// # Writes
+/// Overwrites `x[..T * C]`.
+/// # Panics
+/// When a token is not below `V` or `x` is too short.
+pub fn forward<E: Element>(x: &mut [f32], table: &PackedMatrix<E>, tokens: &[u32]) {
+    for (row, &token) in x.chunks_exact_mut(table.cols()).zip(tokens) {
+        table.read_row(token as usize, row);
+    }
+}
+
+/// `to[i] = from[rows[i]]`, rows of `width` values.
+pub fn gather<V: Copy>(to: &mut [V], from: &[V], rows: &[u32], width: usize) {
+    for (to, &row) in to.chunks_exact_mut(width).zip(rows) {
+        to.copy_from_slice(&from[row as usize * width..][..width]);
+    }
+}

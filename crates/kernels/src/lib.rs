@@ -1,0 +1,38 @@
+//! The maths of frontdesk: one file per op, each with its plain reference, its fast versions and their tests.
+//!
+//! The rest of the program sees one trait, [`Backend`]: a list of fused ops over buffers that live on a device.
+//! [`Cpu`] implements it for two element types: `Cpu<f32>` is exact and slow, `Cpu<bf16>` halves the memory of
+//! activations and weights and uses the processor's bf16 dot products where it has them.
+//!
+//! Legend used in every shape: `T` rows (tokens of the tree), `C` width of the residual stream, `H` query heads,
+//! `G` key/value heads, `D` head size, `F` feed-forward width, `V` vocabulary, `R` LoRA rank, `I`/`O` input and
+//! output features of a linear layer. A gradient is called `d_` plus the name of its value. Matrices are row-major.
+#![allow(unsafe_code)]
+
+pub mod adamw;
+pub mod attention;
+mod backend;
+mod cpu;
+pub mod cross_entropy;
+pub mod element;
+pub mod embed;
+pub mod gated;
+pub mod isa;
+pub mod linear;
+pub mod norm;
+pub mod pool;
+pub mod rotary;
+pub mod tree;
+
+pub use adamw::AdamW;
+pub use attention::{AttentionShape, KvColumns, Mask};
+pub use backend::{Backend, Output};
+pub use cpu::Cpu;
+pub use element::Element;
+pub use gated::Gate;
+pub use half::bf16;
+pub use isa::Isa;
+pub use linear::{Linear, Slot};
+pub use norm::Norm;
+pub use rotary::Direction;
+pub use tree::{Segment, TreeLayout};
