@@ -1,1 +1,29 @@
 //! The training and scoring engine: token trees, the block, LoRA, the optimizer, the trainer and the label scorer.
+//!
+//! It knows tokens and tensors, not departments. Everything runs over a [`TokenTree`]: shared beginnings are computed
+//! once and nothing is padded. The mathematics is the list of ops in [`kernels::Backend`].
+
+mod backward;
+mod block;
+mod error;
+mod forward;
+mod lora;
+mod model;
+mod optimizer;
+#[cfg(test)]
+mod parity;
+mod sampler;
+mod scorer;
+mod trainer;
+mod tree;
+mod trie;
+
+pub use error::{Error, Result};
+pub use lora::{Adapter, Lora, LoraEntry, Projection};
+pub use model::Model;
+pub use optimizer::{OptimizerOptions, Schedule};
+pub use sampler::{Balance, Sampler};
+pub use scorer::{LabelScores, Scorer, ScorerOptions};
+pub use trainer::{Example, Snapshot, StepReport, Trainer, TrainerOptions};
+pub use tree::{Labelled, TokenTree};
+pub use trie::LabelTrie;

@@ -1,1 +1,34 @@
 //! Model files: safetensors, GGUF, tokenizers, chat templates and PEFT adapters, as typed values in and out.
+//!
+//! [`BaseModel`] opens a GGUF file or a Hugging Face folder and shows both under the same names, shapes and
+//! values, so that nothing behind it knows which one it was. Everything read here may come from a stranger:
+//! a bad file is an [`Error`] that says where it is bad, never a panic, and never costs more memory than a
+//! small multiple of the file's size.
+
+mod base;
+mod config;
+mod date;
+mod error;
+pub mod gguf;
+mod layout;
+mod map;
+mod peft;
+pub mod quant;
+mod rope;
+pub mod safetensors;
+pub mod store;
+mod template;
+mod tensor;
+mod tokenizer;
+
+pub use base::BaseModel;
+pub use config::{Family, ModelConfig};
+pub use date::Date;
+pub use error::{Error, Result};
+pub use gguf::{Gguf, GgufWriter};
+pub use layout::{Slot, slots};
+pub use peft::{Adapter, AdapterConfig};
+pub use rope::{Rope, RopeScaling};
+pub use template::{ChatTemplate, Message};
+pub use tensor::{DType, Tensor};
+pub use tokenizer::Tokenizer;

@@ -42,6 +42,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn upload(&self, buffer: &mut Self::Wide, at: usize, values: &[f32]);
     /// Copies `buffer[at..at + out.len()]` to the host.
     fn download(&self, out: &mut [f32], buffer: &Self::Wide, at: usize);
+    /// Copies the first `len` values, rounded to the compute type.
+    fn round(&self, to: &mut Self::Narrow, from: &Self::Wide, len: usize);
     /// Sets the first `len` values to zero.
     fn clear(&self, buffer: &mut Self::Wide, len: usize);
     /// Builds a frozen `(rows, cols)` matrix; `read(row, out)` fills one row.

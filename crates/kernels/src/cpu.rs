@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::linear::{Layer, PackedAdapter, PackedMatrix, Target};
 use crate::{
     AdamW, AttentionShape, Backend, Direction, Element, Gate, KvColumns, Linear, Norm, Output, TreeLayout,
-    adamw, attention, cross_entropy, embed, gated, isa, linear, norm, rotary,
+    adamw, attention, cross_entropy, element, embed, gated, isa, linear, norm, rotary,
 };
 
 /// The processor, computing in `E`.
@@ -68,6 +68,9 @@ impl<E: Element> Backend for Cpu<E> {
     }
     fn download(&self, out: &mut [f32], buffer: &Vec<f32>, at: usize) {
         out.copy_from_slice(&buffer[at..][..out.len()]);
+    }
+    fn round(&self, to: &mut Vec<E>, from: &Vec<f32>, len: usize) {
+        element::round(&mut to[..len], &from[..len]);
     }
     fn clear(&self, buffer: &mut Vec<f32>, len: usize) {
         buffer[..len].fill(0.0);

@@ -2,26 +2,209 @@
 //!
 //! `z = h W^T`, `loss = logsumexp(z) - z[target]`, `d_h = weight (softmax(z) - onehot(target)) W`.
 
-use crate::Element;
-use crate::linear::PackedMatrix;
+use std::ops::Range;
+
+use crate::linear::kernel::{COLUMNS, ROWS};
+use crate::linear::product::{Left, RowPanels, multiply, pack_rows};
+use crate::linear::words::Scratch;
+use crate::linear::{PackedMatrix, Sink, Target};
+use crate::pool::{self, Shared};
+use crate::{Element, Isa, isa};
+
+/// Rows whose logits are kept at a time.
+const CHUNK_ROWS: usize = 8 * ROWS;
+/// Columns of the vocabulary whose exponentials are summed at a time, in panels of the head.
+const SEGMENT_PANELS: usize = 32;
+const SEGMENT: usize = SEGMENT_PANELS * COLUMNS;
 
 /// Writes `losses` and, if asked, `d_h`.
 /// # Shapes
 /// `h`, `d_h`: `(L, C)`; `losses`, `targets`, `weights`: `(L)`; `head`: `(V, C)`.
+/// # Panics
+/// When a slice is shorter than its shape or a target is not below `V`.
 pub fn forward_backward<E: Element>(
     losses: &mut [f32],
-    d_h: Option<&mut [f32]>,
+    mut d_h: Option<&mut [f32]>,
     h: &[E],
     head: &PackedMatrix<E>,
     targets: &[u32],
     weights: &[f32],
 ) {
-    reference::forward_backward(losses, d_h, h, head, targets, weights);
+    if isa::current() == Isa::Scalar {
+        return reference::forward_backward(losses, d_h, h, head, targets, weights);
+    }
+    let width = head.cols();
+    let (losses, weights) = (&mut losses[..targets.len()], &weights[..targets.len()]);
+    for chunk in chunks(targets.len()) {
+        let wanted: Vec<(usize, u32)> = targets[chunk.clone()].iter().copied().enumerate().collect();
+        let mut picked = vec![0.0; chunk.len()];
+        let row = |t: usize| &h[(chunk.start + t) * width..][..width];
+        let mut logits = Logits::new(chunk.len(), row, head, &wanted, &mut picked);
+        let lse: Vec<f32> = (0..chunk.len()).map(|t| logits.log_sum_exp(t)).collect();
+        for (loss, (lse, z)) in losses[chunk.clone()].iter_mut().zip(lse.iter().zip(&picked)) {
+            *loss = lse - z;
+        }
+        if let Some(d_h) = d_h.as_deref_mut() {
+            let d_h = &mut d_h[chunk.start * width..chunk.end * width];
+            logits.backward(d_h, head, &lse, &targets[chunk.clone()], &weights[chunk]);
+        }
+    }
 }
 
 /// `out[i] = log softmax(h[row] W^T)[token]` for each `(row, token)`, sorted by row.
+/// # Panics
+/// When a row or a token does not exist.
 pub fn log_probs<E: Element>(out: &mut [f32], h: &[E], head: &PackedMatrix<E>, wanted: &[(u32, u32)]) {
-    reference::log_probs(out, h, head, wanted);
+    if isa::current() == Isa::Scalar {
+        return reference::log_probs(out, h, head, wanted);
+    }
+    let width = head.cols();
+    let out = &mut out[..wanted.len()];
+    let mut rows: Vec<u32> = wanted.iter().map(|(row, _)| *row).collect();
+    rows.dedup();
+    let mut at = 0;
+    for chunk in chunks(rows.len()) {
+        let rows = &rows[chunk];
+        let mut local = Vec::new();
+        for (t, row) in rows.iter().enumerate() {
+            let tokens = wanted[at + local.len()..].iter().take_while(|(r, _)| r == row);
+            local.extend(tokens.map(|(_, token)| (t, *token)));
+        }
+        let out = &mut out[at..at + local.len()];
+        let logits = Logits::new(rows.len(), |t| &h[rows[t] as usize * width..][..width], head, &local, out);
+        let lse: Vec<f32> = (0..rows.len()).map(|t| logits.log_sum_exp(t)).collect();
+        out.iter_mut().zip(&local).for_each(|(out, (t, _))| *out -= lse[*t]);
+        at += local.len();
+    }
+}
+
+/// Rows cut as even as can be.
+fn chunks(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = rows.div_ceil(CHUNK_ROWS);
+    (0..count).map(move |i| i * rows / count..(i + 1) * rows / count)
+}
+
+/// The logits of some rows, as exponentials: `exp(z - max)` with a maximum for each row and segment.
+struct Logits {
+    rows: RowPanels,
+    vocabulary: usize,
+    stride: usize,
+    /// `(rows, stride)`.
+    values: Scratch,
+    /// The maximum and the sum of `exp(z - max)`, `(segments, rows)`.
+    parts: Vec<(f32, f32)>,
+}
+
+impl Logits {
+    /// Also writes the logit of each `(row, token)` of `wanted`, which is sorted by row, to `picked`.
+    fn new<'h, E: Element>(
+        rows: usize,
+        row: impl Fn(usize) -> &'h [E] + Sync,
+        head: &PackedMatrix<E>,
+        wanted: &[(usize, u32)],
+        picked: &mut [f32],
+    ) -> Self {
+        let (kernels, vocabulary, rows) = (E::kernels(), head.rows(), RowPanels::new(rows));
+        assert!(
+            wanted.iter().all(|(_, token)| (*token as usize) < vocabulary),
+            "a token is not below {vocabulary}"
+        );
+        let k_words = head.cols().div_ceil(E::PAIR);
+        let mut packed = Scratch::take(rows.rows * k_words);
+        for panel in 0..rows.count {
+            let of = rows.rows_of(panel);
+            pack_rows(kernels, &mut packed[of.start * k_words..of.end * k_words], of, &row);
+        }
+        let left = Left { words: &packed, k_words };
+        // An odd number of cache lines between rows: a tile's rows do not compete for the same cache sets.
+        let stride = vocabulary.div_ceil(COLUMNS) * COLUMNS + 16;
+        let segments = vocabulary.div_ceil(SEGMENT);
+        let mut values = Scratch::take(rows.rows * stride);
+        let mut parts = vec![(f32::NEG_INFINITY, 0.0); segments * rows.rows];
+        let shared = Shared::new(bytemuck::cast_slice_mut::<u32, f32>(&mut values));
+        let (shared_parts, shared_picked) = (Shared::new(&mut parts), Shared::new(picked));
+        pool::run(segments, &|segment| {
+            let panels =
+                segment * SEGMENT_PANELS..((segment + 1) * SEGMENT_PANELS).min(vocabulary.div_ceil(COLUMNS));
+            let columns = segment * SEGMENT..((segment + 1) * SEGMENT).min(vocabulary);
+            let right = head.forward(panels.clone());
+            multiply::<E>(rows, left, &right, left, &(), &|rows: Range<usize>, panel, tile: &mut [f32]| {
+                let first = (panels.start + panel) * COLUMNS;
+                for (t, tile) in rows.zip(tile.chunks_exact(COLUMNS)) {
+                    // SAFETY: no other job has these columns; the padding of the last segment lies in the row.
+                    let out = unsafe { shared.range(t * stride + first..t * stride + first + COLUMNS) };
+                    out.copy_from_slice(tile);
+                }
+            });
+            for (i, (t, token)) in wanted.iter().enumerate() {
+                if columns.contains(&(*token as usize)) {
+                    let at = t * stride + *token as usize;
+                    // SAFETY: no other job has this token, and each i is one.
+                    unsafe { shared_picked.range(i..i + 1)[0] = shared.range(at..at + 1)[0] };
+                }
+            }
+            // SAFETY: each segment has its own parts.
+            let parts = unsafe { shared_parts.range(segment * rows.rows..(segment + 1) * rows.rows) };
+            for (t, part) in parts.iter_mut().enumerate() {
+                // SAFETY: as for the tiles.
+                let z = unsafe { shared.range(t * stride + columns.start..t * stride + columns.end) };
+                let max = (kernels.max)(z);
+                *part = (max, (kernels.exp)(z, max));
+            }
+        });
+        Self { rows, vocabulary, stride, values, parts }
+    }
+
+    fn log_sum_exp(&self, t: usize) -> f32 {
+        let parts = || self.parts.iter().skip(t).step_by(self.rows.rows);
+        let max = parts().fold(f32::NEG_INFINITY, |max, part| max.max(part.0));
+        let sum: f64 = parts().map(|(m, sum)| f64::from(*sum) * f64::from(m - max).exp()).sum();
+        max + sum.ln() as f32
+    }
+
+    /// Uses up the exponentials.
+    fn backward<E: Element>(
+        &mut self,
+        d_h: &mut [f32],
+        head: &PackedMatrix<E>,
+        lse: &[f32],
+        targets: &[u32],
+        weights: &[f32],
+    ) {
+        let (kernels, rows, stride, vocabulary) = (E::kernels(), self.rows, self.stride, self.vocabulary);
+        let k_words = vocabulary.div_ceil(E::PAIR);
+        let mut packed = Scratch::take(rows.rows * k_words);
+        let shared = Shared::new(&mut packed);
+        let values = Shared::new(bytemuck::cast_slice_mut::<u32, f32>(&mut self.values));
+        let parts = &self.parts;
+        let segments = vocabulary.div_ceil(SEGMENT);
+        pool::run(segments * rows.count, &|job| {
+            let (panel, segment) = (job / segments, job % segments);
+            let columns = segment * SEGMENT..((segment + 1) * SEGMENT).min(vocabulary);
+            let panel = rows.rows_of(panel);
+            let mut rounded = Scratch::take(ROWS * SEGMENT);
+            let rounded: &mut [E] = bytemuck::cast_slice_mut(&mut rounded);
+            for (t, out) in panel.clone().zip(rounded.chunks_exact_mut(SEGMENT)) {
+                // SAFETY: no other job has these rows and columns.
+                let e = unsafe { values.range(t * stride + columns.start..t * stride + columns.end) };
+                (kernels.scale)(e, weights[t] * (parts[segment * rows.rows + t].0 - lse[t]).exp());
+                if columns.contains(&(targets[t] as usize)) {
+                    e[targets[t] as usize - columns.start] -= weights[t];
+                }
+                (kernels.narrow)(&mut out[..e.len()], e);
+            }
+            let words = |column: usize| panel.start * k_words + column.div_ceil(E::PAIR) * panel.len();
+            // SAFETY: as above, in the packed order.
+            let out = unsafe { shared.range(words(columns.start)..words(columns.end)) };
+            let row = |t: usize| &rounded[(t - panel.start) * SEGMENT..][..columns.len()];
+            pack_rows(kernels, out, panel.clone(), row);
+        });
+        let left = Left { words: &packed, k_words };
+        let sink = Sink::<E>::new(Target::Wide(d_h), None, head.cols(), rows.rows);
+        multiply::<E>(rows, left, &head.backward(), left, &(), &|rows, panel, tile: &mut [f32]| {
+            sink.put(rows, panel, tile);
+        });
+    }
 }
 
 /// The plain versions.

@@ -2,8 +2,11 @@
 
 use half::bf16;
 
+use crate::linear::kernel::Compute;
+use crate::pool;
+
 /// How activations are stored and multiplied: `f32` (exact) or [`bf16`] (half the memory, f32 accumulation).
-pub trait Element: bytemuck::Pod + Send + Sync + Default + PartialEq + std::fmt::Debug + 'static {
+pub trait Element: Compute + Send + Sync + PartialEq + std::fmt::Debug + 'static {
     /// The name used in reports.
     const NAME: &'static str;
     /// Rounds to nearest, ties to even.
@@ -30,4 +33,12 @@ impl Element for bf16 {
     fn to_f32(self) -> f32 {
         Self::to_f32(self)
     }
+}
+
+/// Copies with rounding.
+/// # Panics
+/// When the slices differ in length.
+pub fn round<E: Element>(to: &mut [E], from: &[f32]) {
+    assert_eq!(to.len(), from.len());
+    pool::for_each_chunk(to, 1 << 16, |i, to| (E::kernels().narrow)(to, &from[i << 16..][..to.len()]));
 }

@@ -8,6 +8,7 @@
 //! `G` key/value heads, `D` head size, `F` feed-forward width, `V` vocabulary, `R` LoRA rank, `I`/`O` input and
 //! output features of a linear layer. A gradient is called `d_` plus the name of its value. Matrices are row-major.
 #![allow(unsafe_code)]
+#![allow(clippy::inline_always)] // what is generic over `Lanes` must reach a function with its features
 
 pub mod adamw;
 pub mod attention;
@@ -18,10 +19,12 @@ pub mod element;
 pub mod embed;
 pub mod gated;
 pub mod isa;
+mod lanes;
 pub mod linear;
 pub mod norm;
 pub mod pool;
 pub mod rotary;
+mod scratch;
 pub mod tree;
 
 pub use adamw::AdamW;
@@ -32,7 +35,7 @@ pub use element::Element;
 pub use gated::Gate;
 pub use half::bf16;
 pub use isa::Isa;
-pub use linear::{Linear, Slot};
+pub use linear::{Linear, Slot, peak_flops};
 pub use norm::Norm;
 pub use rotary::Direction;
 pub use tree::{Segment, TreeLayout};

@@ -3,7 +3,33 @@
 //! `mid = scale x A^T`, `y = x W^T + bias + mid B^T`. Backward: `d_mid = scale d_y B`, `d_x = d_y W + d_mid A`,
 //! `d_A = d_mid^T x`, `d_B = d_y^T mid`. The scale sits in `mid` and `d_mid`, so A and B appear unscaled elsewhere.
 
-use crate::{Backend, Element};
+mod adapter;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod exp;
+mod gradient;
+pub(crate) mod kernel;
+mod matrix;
+mod peak;
+mod portable;
+pub(crate) mod product;
+pub mod reference;
+pub(crate) mod words;
+
+use std::ops::Range;
+
+use self::adapter::Folded;
+use self::kernel::{COLUMNS, ROWS, Segment};
+use self::product::{Left, Right, RowPanels, multiply, pack_rows};
+use self::words::Scratch;
+use crate::pool::{self, Shared};
+use crate::{Backend, Element, Isa, isa};
+
+pub use self::adapter::PackedAdapter;
+pub use self::matrix::PackedMatrix;
+pub use self::peak::peak_flops;
 
 /// One LoRA pair on a range of a layer's output rows (a fused layer such as q/k/v has one for each part).
 #[derive(Debug, Clone, PartialEq)]
@@ -43,66 +69,6 @@ impl<B: Backend> Linear<B> {
     }
 }
 
-/// A frozen matrix `(rows, cols)`.
-#[derive(Debug, Clone)]
-pub struct PackedMatrix<E> {
-    rows: usize,
-    cols: usize,
-    values: Vec<E>,
-}
-
-impl<E: Element> PackedMatrix<E> {
-    /// Builds the matrix; `read(row, out)` fills one row.
-    pub fn new(rows: usize, cols: usize, read: &mut dyn FnMut(usize, &mut [f32])) -> Self {
-        let (mut row, mut values) = (vec![0.0; cols], Vec::with_capacity(rows * cols));
-        for index in 0..rows {
-            read(index, &mut row);
-            values.extend(row.iter().map(|&v| E::from_f32(v)));
-        }
-        Self { rows, cols, values }
-    }
-    /// `O`.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-    /// `I`.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-    /// Memory held.
-    pub fn bytes(&self) -> usize {
-        std::mem::size_of_val(self.values.as_slice())
-    }
-    /// Copies one row out.
-    pub fn read_row(&self, row: usize, out: &mut [f32]) {
-        for (out, value) in out.iter_mut().zip(&self.values[row * self.cols..][..self.cols]) {
-            *out = value.to_f32();
-        }
-    }
-}
-
-/// The LoRA pairs of one layer, laid out for the products of the current step.
-#[derive(Debug, Clone, Default)]
-pub struct PackedAdapter<E> {
-    /// Each slot's A and B, rounded to the compute type.
-    pairs: Vec<(Vec<E>, Vec<E>)>,
-}
-
-impl<E: Element> PackedAdapter<E> {
-    /// Reads every slot's A and B from the parameters, reusing this adapter's memory.
-    pub fn refresh(&mut self, parameters: &[f32], slots: &[Slot], inputs: usize) {
-        let round = |values: &[f32]| values.iter().map(|&v| E::from_f32(v)).collect();
-        self.pairs = slots
-            .iter()
-            .map(|slot| {
-                let a = &parameters[slot.a..][..slot.rank * inputs];
-                let b = &parameters[slot.b..][..slot.rows.len() * slot.rank];
-                (round(a), round(b))
-            })
-            .collect();
-    }
-}
-
 /// A layer as the CPU functions take it.
 pub struct Layer<'a, E> {
     /// `(O, I)`.
@@ -125,24 +91,27 @@ pub enum Target<'a, E> {
     Add(&'a mut [f32]),
 }
 
-impl<E: Element> Target<'_, E> {
-    fn put(&mut self, at: usize, value: f32) {
-        match self {
-            Self::Narrow(out) => out[at] = E::from_f32(value),
-            Self::Wide(out) => out[at] = value,
-            Self::Add(out) => out[at] += value,
-        }
-    }
-}
-
 /// Writes `mid` and puts `y`.
 /// # Shapes
 /// `x`: `(T, I)`, `mid`: `(T, sum of R)`, `y`: `(T, O)`; `rows` is `T`.
+/// # Panics
+/// When a slice is shorter than its shape.
 pub fn forward<E: Element>(y: Target<'_, E>, mid: &mut [E], x: &[E], layer: &Layer<'_, E>, rows: usize) {
-    reference::forward(y, mid, x, layer, rows);
+    if isa::current() == Isa::Scalar {
+        return reference::forward(y, mid, x, layer, rows);
+    }
+    let outputs = layer.matrix.rows();
+    let folded = layer.adapter.map(|adapter| &adapter.forward);
+    let pass =
+        Pass { x, inputs: layer.matrix.cols(), slots: layer.slots, folded, rows: RowPanels::new(rows) };
+    pass.run(&Sink::new(y, layer.bias, outputs, rows), mid, &layer.matrix.forward(layer.matrix.panels()));
 }
 
 /// Writes `d_mid` and puts `d_x`.
+/// # Shapes
+/// As in [`forward`].
+/// # Panics
+/// When a slice is shorter than its shape.
 pub fn backward<E: Element>(
     d_x: Target<'_, E>,
     d_mid: &mut [E],
@@ -150,10 +119,19 @@ pub fn backward<E: Element>(
     layer: &Layer<'_, E>,
     rows: usize,
 ) {
-    reference::backward(d_x, d_mid, d_y, layer, rows);
+    if isa::current() == Isa::Scalar {
+        return reference::backward(d_x, d_mid, d_y, layer, rows);
+    }
+    let inputs = layer.matrix.cols();
+    let folded = layer.adapter.map(|adapter| &adapter.backward);
+    let pass =
+        Pass { x: d_y, inputs: layer.matrix.rows(), slots: layer.slots, folded, rows: RowPanels::new(rows) };
+    pass.run(&Sink::new(d_x, None, inputs, rows), d_mid, &layer.matrix.backward());
 }
 
 /// Adds each slot's `d_A` and `d_B` to `gradients`, laid out as the parameters.
+/// # Panics
+/// When a slice is shorter than its shape, or slots share parameters.
 pub fn adapter_backward<E: Element>(
     gradients: &mut [f32],
     x: &[E],
@@ -163,123 +141,131 @@ pub fn adapter_backward<E: Element>(
     layer: &Layer<'_, E>,
     rows: usize,
 ) {
-    reference::adapter_backward(gradients, x, mid, d_y, d_mid, layer, rows);
+    if isa::current() == Isa::Scalar {
+        return reference::adapter_backward(gradients, x, mid, d_y, d_mid, layer, rows);
+    }
+    gradient::adapter_backward(gradients, x, mid, d_y, d_mid, layer, rows);
 }
 
-/// The plain versions.
-pub mod reference {
-    use super::{Element, Layer, Target};
+/// One direction of a layer: `mid = scale * down(x)`, `y = right(x) + up(mid)`.
+struct Pass<'a, E> {
+    x: &'a [E],
+    inputs: usize,
+    slots: &'a [Slot],
+    folded: Option<&'a Folded>,
+    rows: RowPanels,
+}
 
-    /// See [`super::forward`].
-    pub fn forward<E: Element>(
-        mut y: Target<'_, E>,
-        mid: &mut [E],
-        x: &[E],
-        layer: &Layer<'_, E>,
-        rows: usize,
-    ) {
-        let (outputs, inputs) = (layer.matrix.rows(), layer.matrix.cols());
-        let pairs = layer.adapter.map_or(&[][..], |adapter| &adapter.pairs);
-        let mid_width: usize = layer.slots.iter().map(|slot| slot.rank).sum();
-        let mut column = 0;
-        for (slot, (a, _)) in layer.slots.iter().zip(pairs) {
-            for t in 0..rows {
-                for r in 0..slot.rank {
-                    let sum: f32 =
-                        (0..inputs).map(|i| x[t * inputs + i].to_f32() * a[r * inputs + i].to_f32()).sum();
-                    mid[t * mid_width + column + r] = E::from_f32(slot.scale * sum);
-                }
-            }
-            column += slot.rank;
+impl<E: Element> Pass<'_, E> {
+    fn run(&self, sink: &Sink<'_, E>, mid: &mut [E], right: &impl Right) {
+        let rows = self.rows.rows;
+        if rows == 0 {
+            return;
         }
-        let mut row = vec![0.0; inputs];
-        for o in 0..outputs {
-            layer.matrix.read_row(o, &mut row);
-            for t in 0..rows {
-                let mut sum: f32 = (0..inputs).map(|i| x[t * inputs + i].to_f32() * row[i]).sum();
-                sum += layer.bias.map_or(0.0, |bias| bias[o]);
-                let mut column = 0;
-                for (slot, (_, b)) in layer.slots.iter().zip(pairs) {
-                    if slot.rows.contains(&o) {
-                        let b = &b[(o - slot.rows.start) * slot.rank..][..slot.rank];
-                        let mid = &mid[t * mid_width + column..][..slot.rank];
-                        sum += mid.iter().zip(b).map(|(m, b)| m.to_f32() * b.to_f32()).sum::<f32>();
-                    }
-                    column += slot.rank;
-                }
-                y.put(t * outputs + o, sum);
-            }
+        let k_words = self.inputs.div_ceil(E::PAIR);
+        let mid_words = self.slots.iter().map(|slot| slot.rank.div_ceil(E::PAIR)).sum();
+        let mut packed = Scratch::take(rows * k_words);
+        let mut packed_mid = Scratch::take(rows * mid_words);
+        self.pack(&mut packed, &mut packed_mid, mid);
+        let left = Left { words: &packed, k_words };
+        let mid_left = Left { words: &packed_mid, k_words: mid_words };
+        let store = |rows: Range<usize>, panel: usize, tile: &mut [f32]| sink.put(rows, panel, tile);
+        match self.folded {
+            Some(folded) => multiply::<E>(self.rows, left, right, mid_left, folded, &store),
+            None => multiply::<E>(self.rows, left, right, mid_left, &(), &store),
         }
     }
 
-    /// See [`super::backward`].
-    pub fn backward<E: Element>(
-        mut d_x: Target<'_, E>,
-        d_mid: &mut [E],
-        d_y: &[E],
-        layer: &Layer<'_, E>,
-        rows: usize,
-    ) {
-        let (outputs, inputs) = (layer.matrix.rows(), layer.matrix.cols());
-        let pairs = layer.adapter.map_or(&[][..], |adapter| &adapter.pairs);
-        let mid_width: usize = layer.slots.iter().map(|slot| slot.rank).sum();
-        let mut sums = vec![0.0f32; rows * inputs];
-        let mut row = vec![0.0; inputs];
-        for o in 0..outputs {
-            layer.matrix.read_row(o, &mut row);
-            for t in 0..rows {
-                let d = d_y[t * outputs + o].to_f32();
-                for i in 0..inputs {
-                    sums[t * inputs + i] += d * row[i];
+    /// Packs `x`, computes `mid` and packs it too.
+    fn pack(&self, packed: &mut [u32], packed_mid: &mut [u32], mid: &mut [E]) {
+        let (rows, count) = (self.rows.rows, self.rows.count);
+        let (k_words, mid_words) = (packed.len() / rows, packed_mid.len() / rows);
+        let width: usize = self.slots.iter().map(|slot| slot.rank).sum();
+        let mid = &mut mid[..rows * width];
+        let (packed, packed_mid, mid) = (Shared::new(packed), Shared::new(packed_mid), Shared::new(mid));
+        let per_job = (count / (4 * pool::threads())).clamp(1, 4);
+        pool::run(count.div_ceil(per_job), &|job| {
+            for panel in job * per_job..count.min((job + 1) * per_job) {
+                let rows = self.rows.rows_of(panel);
+                let of = |width: usize| rows.start * width..rows.end * width;
+                // SAFETY: each panel belongs to one job, and the rows of panels do not overlap.
+                let (packed, packed_mid, mid) = unsafe {
+                    (packed.range(of(k_words)), packed_mid.range(of(mid_words)), mid.range(of(width)))
+                };
+                pack_rows(E::kernels(), packed, rows.clone(), |t| &self.x[t * self.inputs..][..self.inputs]);
+                if let Some(folded) = self.folded {
+                    self.project(folded, packed, packed_mid, mid, rows.len());
                 }
             }
-        }
-        let mut column = 0;
-        for (slot, (a, b)) in layer.slots.iter().zip(pairs) {
-            for t in 0..rows {
-                for r in 0..slot.rank {
-                    let dot = slot.rows.clone().zip(b.iter().skip(r).step_by(slot.rank));
-                    let sum: f32 = dot.map(|(o, b)| d_y[t * outputs + o].to_f32() * b.to_f32()).sum();
-                    let d = E::from_f32(slot.scale * sum);
-                    d_mid[t * mid_width + column + r] = d;
-                    for i in 0..inputs {
-                        sums[t * inputs + i] += d.to_f32() * a[r * inputs + i].to_f32();
-                    }
-                }
-            }
-            column += slot.rank;
-        }
-        for (at, sum) in sums.into_iter().enumerate() {
-            d_x.put(at, sum);
-        }
+        });
     }
 
-    /// See [`super::adapter_backward`].
-    pub fn adapter_backward<E: Element>(
-        gradients: &mut [f32],
-        x: &[E],
-        mid: &[E],
-        d_y: &[E],
-        d_mid: &[E],
-        layer: &Layer<'_, E>,
-        rows: usize,
-    ) {
-        let (outputs, inputs) = (layer.matrix.rows(), layer.matrix.cols());
-        let mid_width: usize = layer.slots.iter().map(|slot| slot.rank).sum();
-        let mut column = 0;
-        for slot in layer.slots {
-            for r in 0..slot.rank {
-                for t in 0..rows {
-                    let (m, d_m) = (mid[t * mid_width + column + r], d_mid[t * mid_width + column + r]);
-                    for i in 0..inputs {
-                        gradients[slot.a + r * inputs + i] += d_m.to_f32() * x[t * inputs + i].to_f32();
-                    }
-                    for (n, o) in slot.rows.clone().enumerate() {
-                        gradients[slot.b + n * slot.rank + r] += d_y[t * outputs + o].to_f32() * m.to_f32();
-                    }
+    /// `mid` of one row panel.
+    fn project(&self, folded: &Folded, packed: &[u32], packed_mid: &mut [u32], mid: &mut [E], rows: usize) {
+        let kernels = E::kernels();
+        let width = mid.len() / rows;
+        let (mut first, mut first_word) = (0, 0);
+        let mut tile = [0.0; ROWS * COLUMNS];
+        for (slot, down) in self.slots.iter().zip(&folded.down) {
+            let a = &packed[down.k.start * rows..down.k.end * rows];
+            for (columns, panel_width, b) in down.pieces() {
+                (kernels.tile)(&mut tile, false, &[Segment { a, b, words: down.k.len() }], rows, panel_width);
+                for (tile, mid) in tile.chunks_exact_mut(COLUMNS).zip(mid.chunks_exact_mut(width)) {
+                    let values = &mut tile[..columns.len()];
+                    (kernels.scale)(values, slot.scale);
+                    (kernels.narrow)(&mut mid[first + columns.start..][..columns.len()], values);
                 }
             }
-            column += slot.rank;
+            let words = slot.rank.div_ceil(E::PAIR);
+            let out = &mut packed_mid[first_word * rows..][..words * rows];
+            pack_rows(kernels, out, 0..rows, |t| &mid[t * width + first..][..slot.rank]);
+            (first, first_word) = (first + slot.rank, first_word + words);
+        }
+    }
+}
+
+/// Where tiles go.
+pub(crate) struct Sink<'a, E> {
+    place: Place<'a, E>,
+    bias: Option<&'a [f32]>,
+    width: usize,
+}
+
+enum Place<'a, E> {
+    Narrow(Shared<'a, E>),
+    Wide(Shared<'a, f32>),
+    Add(Shared<'a, f32>),
+}
+
+impl<'a, E: Element> Sink<'a, E> {
+    pub(crate) fn new(target: Target<'a, E>, bias: Option<&'a [f32]>, width: usize, rows: usize) -> Self {
+        let len = rows * width;
+        let place = match target {
+            Target::Narrow(out) => Place::Narrow(Shared::new(&mut out[..len])),
+            Target::Wide(out) => Place::Wide(Shared::new(&mut out[..len])),
+            Target::Add(out) => Place::Add(Shared::new(&mut out[..len])),
+        };
+        Self { place, bias, width }
+    }
+
+    /// Only [`multiply`] calls it, once for each tile.
+    pub(crate) fn put(&self, rows: Range<usize>, panel: usize, tile: &mut [f32]) {
+        let kernels = E::kernels();
+        let columns = panel * COLUMNS..self.width.min((panel + 1) * COLUMNS);
+        for (t, values) in rows.zip(tile.chunks_exact_mut(COLUMNS)) {
+            let values = &mut values[..columns.len()];
+            if let Some(bias) = self.bias {
+                (kernels.add)(values, &bias[columns.clone()]);
+            }
+            let range = t * self.width + columns.start..t * self.width + columns.end;
+            // SAFETY: each tile is put once, and tiles do not overlap.
+            unsafe {
+                match &self.place {
+                    Place::Narrow(out) => (kernels.narrow)(out.range(range), values),
+                    Place::Wide(out) => out.range(range).copy_from_slice(values),
+                    Place::Add(out) => (kernels.add)(out.range(range), values),
+                }
+            }
         }
     }
 }

@@ -230,12 +230,9 @@ impl Error {
             Self::NoField { .. } | Self::AmbiguousField { .. } => {
                 "Say which fields to use: --text-field NAME --label-field NAME. A table needs a header line.".into()
             }
-            Self::MissingField { columns, .. } => match columns.first() {
-                Some(column) => format!(
-                    "Correct the row, or name a field that every row has: --text-field NAME --label-field NAME (for example {column:?})."
-                ),
-                None => "Correct or remove the row.".into(),
-            },
+            Self::MissingField { .. } => {
+                "Correct the row, or name a field that every row has: --text-field NAME --label-field NAME.".into()
+            }
             Self::FieldType { .. } => {
                 "Correct the row, or name other fields: --text-field NAME --label-field NAME.".into()
             }

@@ -1,0 +1,57 @@
+//! What can go wrong in the engine.
+
+/// The engine's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong in the engine.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model's files could not be used.
+    #[error("could not load the base model")]
+    Model(#[from] formats::Error),
+    /// A row does not fit the model's positions.
+    #[error("an example has {tokens} tokens with its prompt, the model reads at most {limit}")]
+    TooLong {
+        /// Tokens from the prompt's first to the label's last.
+        tokens: usize,
+        /// The model's positions.
+        limit: usize,
+    },
+    /// Two labels are the same tokens, or one has none.
+    #[error("label {first} and label {second} become the same tokens, so no score can tell them apart")]
+    SameLabel {
+        /// Index of the one.
+        first: usize,
+        /// Index of the other.
+        second: usize,
+    },
+    /// A label without tokens.
+    #[error("label {label} has no tokens")]
+    EmptyLabel {
+        /// Its index.
+        label: usize,
+    },
+    /// An adapter that does not fit the model.
+    #[error("adapter tensor `{tensor}`: {problem}")]
+    Adapter {
+        /// Its name.
+        tensor: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The loss is not a number.
+    #[error("the loss became {loss} at step {step}: the learning rate is probably too high")]
+    Diverged {
+        /// The step.
+        step: u64,
+        /// The loss.
+        loss: f32,
+    },
+    /// A snapshot from another set-up.
+    #[error("the checkpoint does not fit: {problem}")]
+    Snapshot {
+        /// What differs.
+        problem: String,
+    },
+}

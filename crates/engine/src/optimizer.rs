@@ -1,0 +1,148 @@
+//! AdamW with a learning-rate schedule and clipping over one arena of parameters.
+
+use kernels::{AdamW, Backend};
+use serde::{Deserialize, Serialize};
+
+use crate::lora::LoraEntry;
+
+/// How the learning rate falls after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// It does not.
+    Constant,
+    /// In a straight line to zero.
+    Linear,
+    /// Half a cosine to zero.
+    Cosine,
+}
+
+/// The optimizer's settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OptimizerOptions {
+    /// Learning rate at its highest.
+    pub lr: f32,
+    /// B's learning rate is this many times A's (LoRA+: Hayou et al., 2024).
+    pub b_lr_ratio: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Decoupled decay.
+    pub weight_decay: f32,
+    /// The gradient is scaled down to this norm when it is larger.
+    pub clip: f32,
+    /// Share of all steps in which the learning rate rises from zero.
+    pub warm_up: f32,
+    /// What follows.
+    pub schedule: Schedule,
+}
+
+impl OptimizerOptions {
+    /// The learning rate's factor of step `step` (from 0) of `total`.
+    pub fn factor(&self, step: u64, total: u64) -> f32 {
+        let (step, total) = (step as f32, total.max(1) as f32);
+        let warm = (self.warm_up * total).floor();
+        if step < warm {
+            return (step + 1.0) / (warm + 1.0);
+        }
+        let done = ((step - warm) / (total - warm).max(1.0)).min(1.0);
+        match self.schedule {
+            Schedule::Constant => 1.0,
+            Schedule::Linear => 1.0 - done,
+            Schedule::Cosine => 0.5 * (1.0 + (std::f32::consts::PI * done).cos()),
+        }
+    }
+}
+
+/// Parameters, their gradients and moments on the device.
+pub(crate) struct Optimizer<B: Backend> {
+    pub(crate) parameters: B::Wide,
+    pub(crate) gradients: B::Wide,
+    pub(crate) first: B::Wide,
+    pub(crate) second: B::Wide,
+    pub(crate) steps: u64,
+    len: usize,
+}
+
+impl<B: Backend> Optimizer<B> {
+    pub(crate) fn new(backend: &B, values: &[f32]) -> Self {
+        let mut parameters = backend.wide(values.len());
+        backend.upload(&mut parameters, 0, values);
+        let zeros = || backend.wide(values.len());
+        Self { parameters, gradients: zeros(), first: zeros(), second: zeros(), steps: 0, len: values.len() }
+    }
+
+    pub(crate) fn clear_gradients(&mut self, backend: &B) {
+        backend.clear(&mut self.gradients, self.len);
+    }
+
+    /// Clips, steps, and returns the gradient's norm before clipping and the learning rate.
+    pub(crate) fn step(
+        &mut self,
+        backend: &B,
+        options: &OptimizerOptions,
+        entries: &[LoraEntry],
+        total: u64,
+    ) -> (f32, f32) {
+        let norm = backend.square_sum(&self.gradients).sqrt() as f32;
+        let lr = options.lr * options.factor(self.steps, total);
+        self.steps += 1;
+        let a_step = AdamW {
+            lr,
+            beta1: options.beta1,
+            beta2: options.beta2,
+            eps: options.eps,
+            weight_decay: options.weight_decay,
+            step: self.steps,
+            // As torch.nn.utils.clip_grad_norm_ does it.
+            gradient_scale: (options.clip / (norm + 1e-6)).min(1.0),
+        };
+        let Self { parameters, gradients, first, second, .. } = self;
+        let mut run = |range, step: &AdamW| backend.adamw(parameters, gradients, first, second, range, step);
+        if options.b_lr_ratio == 1.0 {
+            run(0..self.len, &a_step);
+        } else {
+            let b_step = AdamW { lr: lr * options.b_lr_ratio, ..a_step };
+            for entry in entries {
+                run(entry.a_range(), &a_step);
+                run(entry.b_range(), &b_step);
+            }
+        }
+        (norm, lr)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(schedule: Schedule, warm_up: f32) -> OptimizerOptions {
+        OptimizerOptions {
+            lr: 1.0,
+            b_lr_ratio: 1.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            clip: 1.0,
+            warm_up,
+            schedule,
+        }
+    }
+
+    #[test]
+    fn schedules_start_rise_and_end_where_they_should() {
+        let linear = options(Schedule::Linear, 0.0);
+        assert_eq!(linear.factor(0, 10), 1.0);
+        assert!((linear.factor(9, 10) - 0.1).abs() < 1e-6);
+        let cosine = options(Schedule::Cosine, 0.1);
+        assert!(cosine.factor(0, 100) < 0.1);
+        assert_eq!(cosine.factor(10, 100), 1.0);
+        assert!((cosine.factor(55, 100) - 0.5).abs() < 1e-6);
+        assert!(cosine.factor(100, 100) < 1e-6);
+        assert_eq!(options(Schedule::Constant, 0.0).factor(7, 10), 1.0);
+    }
+}

@@ -1,0 +1,265 @@
+//! The training loop's one step: batch, token tree, gradients, optimizer.
+
+use formats::ModelConfig;
+use kernels::Backend;
+use serde::{Deserialize, Serialize};
+
+use crate::backward::Tape;
+use crate::lora::{Adapter, Lora, LoraEntry};
+use crate::model::Model;
+use crate::optimizer::{Optimizer, OptimizerOptions};
+use crate::sampler::Sampler;
+use crate::tree::{Labelled, TokenTree};
+use crate::{Error, Result};
+
+/// One example as tokens; the shared beginning of the prompt is not in it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// From the end of the shared beginning to where the label starts; at least one token.
+    pub query: Vec<u32>,
+    /// The label with its end token.
+    pub target: Vec<u32>,
+    /// Factor of its loss.
+    pub weight: f32,
+}
+
+/// How to train.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainerOptions {
+    /// The optimizer's settings.
+    pub optimizer: OptimizerOptions,
+    /// Examples a step.
+    pub batch: usize,
+    /// Rows a pass; a step whose tree is larger takes several passes and gives the same gradient.
+    pub rows_per_pass: usize,
+    /// Steps in all; the schedule ends with them.
+    pub total_steps: u64,
+    /// Of the sampling order.
+    pub seed: u64,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Count from 1.
+    pub step: u64,
+    /// Mean loss of the labelled tokens, before the update.
+    pub loss: f32,
+    /// Norm of the gradient before clipping.
+    pub gradient_norm: f32,
+    /// Learning rate of the step.
+    pub lr: f32,
+    /// Examples seen.
+    pub examples: usize,
+    /// Rows computed: each example's own tokens, and the shared beginning once a pass.
+    pub rows: usize,
+    /// Tokens that padding-free but unshared training would have computed.
+    pub tokens: usize,
+}
+
+/// Everything that changes during training, on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    /// LoRA values.
+    pub parameters: Vec<f32>,
+    /// First moments.
+    pub first: Vec<f32>,
+    /// Second moments.
+    pub second: Vec<f32>,
+    /// Steps taken.
+    pub steps: u64,
+}
+
+/// A model in training.
+pub struct Trainer<B: Backend> {
+    model: Model<B>,
+    lora: Lora,
+    entries: Vec<LoraEntry>,
+    optimizer: Optimizer<B>,
+    options: TrainerOptions,
+    sampler: Sampler,
+    prefix: Vec<u32>,
+    examples: Vec<Example>,
+    tape: Option<Tape<B>>,
+    tree: TokenTree,
+    losses: Vec<f32>,
+}
+
+impl<B: Backend> Trainer<B> {
+    /// Attaches the adapter to the model and gets ready for the first step.
+    ///
+    /// # Errors
+    /// When an example does not fit the model's positions.
+    pub fn new(
+        mut model: Model<B>,
+        adapter: Adapter,
+        prefix: Vec<u32>,
+        examples: Vec<Example>,
+        sampler: Sampler,
+        options: TrainerOptions,
+    ) -> Result<Self> {
+        let longest =
+            examples.iter().map(|e| prefix.len() + e.query.len() + e.target.len()).max().unwrap_or(0);
+        if longest > model.positions() {
+            return Err(Error::TooLong { tokens: longest, limit: model.positions() });
+        }
+        model.attach(&adapter);
+        let optimizer = Optimizer::new(model.backend(), &adapter.values);
+        let entries = adapter.lora.entries(model.config());
+        let (tree, losses) = (TokenTree::default(), Vec::new());
+        let lora = adapter.lora;
+        Ok(Self {
+            model,
+            lora,
+            entries,
+            optimizer,
+            options,
+            sampler,
+            prefix,
+            examples,
+            tape: None,
+            tree,
+            losses,
+        })
+    }
+
+    /// The model with its current adapter.
+    pub fn model(&self) -> &Model<B> {
+        &self.model
+    }
+
+    /// Steps taken.
+    pub fn steps(&self) -> u64 {
+        self.optimizer.steps
+    }
+
+    /// Takes one step.
+    ///
+    /// # Errors
+    /// When the loss is no longer a finite number.
+    pub fn step(&mut self) -> Result<StepReport> {
+        let step = self.optimizer.steps;
+        let batch = self.sampler.batch(step).to_vec();
+        let of = |&index: &u32| &self.examples[index as usize];
+        let total: f32 = batch.iter().map(of).map(|e| e.weight * e.target.len() as f32).sum();
+        let tokens =
+            batch.iter().map(of).map(|e| self.prefix.len() + e.query.len() + e.target.len() - 1).sum();
+
+        self.optimizer.clear_gradients(self.model.backend());
+        let (mut loss, mut rows, mut rest) = (0.0f64, 0, &batch[..]);
+        while !rest.is_empty() {
+            let (taken, labelled) = self.plant(rest, 1.0 / total);
+            rows += self.tree.rows();
+            self.pass(&labelled);
+            let weighted = self.losses.iter().zip(&labelled).map(|(loss, l)| f64::from(loss * l.weight));
+            loss += weighted.sum::<f64>();
+            rest = &rest[taken..];
+        }
+        let loss = loss as f32;
+        if !loss.is_finite() {
+            return Err(Error::Diverged { step: step + 1, loss });
+        }
+        let (backend, options) = (&self.model.backend, &self.options);
+        let (gradient_norm, lr) =
+            self.optimizer.step(backend, &options.optimizer, &self.entries, options.total_steps);
+        self.model.refresh(&self.optimizer.parameters);
+        Ok(StepReport { step: step + 1, loss, gradient_norm, lr, examples: batch.len(), rows, tokens })
+    }
+
+    /// The current adapter.
+    pub fn adapter(&self) -> Adapter {
+        Adapter { lora: self.lora.clone(), values: self.host(&self.optimizer.parameters) }
+    }
+
+    /// The gradients of the last step, laid out as the adapter's values.
+    pub fn gradients(&self) -> Vec<f32> {
+        self.host(&self.optimizer.gradients)
+    }
+
+    /// Everything that changes during training.
+    pub fn snapshot(&self) -> Snapshot {
+        let Optimizer { parameters, first, second, steps, .. } = &self.optimizer;
+        let [parameters, first, second] = [parameters, first, second].map(|buffer| self.host(buffer));
+        Snapshot { parameters, first, second, steps: *steps }
+    }
+
+    /// Goes on from a snapshot as if nothing had happened since.
+    ///
+    /// # Errors
+    /// When the snapshot is of another adapter.
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let (backend, optimizer) = (&self.model.backend, &mut self.optimizer);
+        let (found, expected) = (snapshot.parameters.len(), backend.wide_len(&optimizer.parameters));
+        if found != expected || snapshot.first.len() != expected || snapshot.second.len() != expected {
+            return Err(Error::Snapshot {
+                problem: format!("it has {found} parameters, this adapter {expected}"),
+            });
+        }
+        backend.upload(&mut optimizer.parameters, 0, &snapshot.parameters);
+        backend.upload(&mut optimizer.first, 0, &snapshot.first);
+        backend.upload(&mut optimizer.second, 0, &snapshot.second);
+        optimizer.steps = snapshot.steps;
+        self.model.refresh(&self.optimizer.parameters);
+        Ok(())
+    }
+
+    /// The model with its adapter, when training is over.
+    pub fn into_model(self) -> Model<B> {
+        self.model
+    }
+
+    /// The model's sizes.
+    pub fn config(&self) -> &ModelConfig {
+        self.model.config()
+    }
+
+    /// Grows a tree from the first examples of `batch` that fit a pass (at least one): the shared beginning once,
+    /// each query with its label below it. Returns how many it took, and the rows that carry loss.
+    fn plant(&mut self, batch: &[u32], weight: f32) -> (usize, Vec<Labelled>) {
+        self.tree.clear();
+        let root = (!self.prefix.is_empty()).then(|| self.tree.push(None, &self.prefix));
+        let (mut taken, mut labelled, mut tokens) = (0, Vec::new(), Vec::new());
+        for &index in batch {
+            let Example { query, target, weight: own } = &self.examples[index as usize];
+            // The last label token is predicted, never read.
+            let read = &target[..target.len() - 1];
+            if taken > 0 && self.tree.rows() + query.len() + read.len() > self.options.rows_per_pass {
+                break;
+            }
+            tokens.clear();
+            tokens.extend_from_slice(query);
+            tokens.extend_from_slice(read);
+            let first = self.tree.rows() + query.len() - 1;
+            self.tree.push(root, &tokens);
+            labelled.extend(target.iter().enumerate().map(|(i, &target)| Labelled {
+                row: (first + i) as u32,
+                target,
+                weight: weight * own,
+            }));
+            taken += 1;
+        }
+        (taken, labelled)
+    }
+
+    fn pass(&mut self, labelled: &[Labelled]) {
+        let rows = self.tree.rows();
+        let tape = match self.tape.take() {
+            Some(tape) if tape.capacity() >= rows => tape,
+            smaller => {
+                drop(smaller);
+                // Some room to grow, so that a slightly longer batch does not allocate everything anew.
+                Tape::new(&self.model, rows + rows / 8)
+            }
+        };
+        let tape = self.tape.insert(tape);
+        let gradients = &mut self.optimizer.gradients;
+        self.model.loss_and_gradients(gradients, &mut self.losses, tape, &self.tree, labelled);
+    }
+
+    fn host(&self, buffer: &B::Wide) -> Vec<f32> {
+        let backend = self.model.backend();
+        let mut values = vec![0.0; backend.wide_len(buffer)];
+        backend.download(&mut values, buffer, 0);
+        values
+    }
+}

@@ -1,0 +1,232 @@
+//! A base model, whichever files it came in.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use serde_json::{Map, Value as Json};
+
+use crate::gguf::{Gguf, Value};
+use crate::layout::{EMBEDDING, LM_HEAD, Slot, slots};
+use crate::safetensors::SafetensorsFolder;
+use crate::tokenizer::{self, Tokenizer};
+use crate::{Error, ModelConfig, Result, Tensor, store};
+
+const CONFIG: &str = "config.json";
+const GGUF_TEMPLATE: &str = "tokenizer.chat_template";
+
+/// Tensors that some files carry and no computation here needs: tables that follow from the configuration.
+const DERIVED: [&str; 2] = ["rope_freqs.weight", ".rotary_emb.inv_freq"];
+
+/// An open base model: a GGUF file or a Hugging Face folder, seen under Hugging Face's names and row order.
+#[derive(Debug)]
+pub struct BaseModel {
+    /// The configuration, against which every tensor's shape has been checked.
+    pub config: ModelConfig,
+    path: PathBuf,
+    name: String,
+    chat_template: Option<String>,
+    slots: BTreeMap<String, Slot>,
+    weights: Weights,
+    sha256: OnceLock<String>,
+}
+
+#[derive(Debug)]
+enum Weights {
+    Gguf(Gguf),
+    Safetensors(SafetensorsFolder),
+}
+
+impl BaseModel {
+    /// Opens the GGUF file or the Hugging Face folder at `path`.
+    ///
+    /// # Errors
+    /// [`Error::NotAModel`] when it is neither; [`Error::Shape`], [`Error::MissingTensor`] or
+    /// [`Error::Unsupported`] when the tensors are not those that the configuration asks for; and those of the
+    /// formats.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if path.is_dir() { Self::open_folder(path) } else { Self::open_gguf(path) }
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let gguf = Gguf::open(path)?;
+        let name =
+            gguf.optional("general.name", Value::as_str)?.map_or_else(|| file_stem(path), str::to_owned);
+        let chat_template = gguf.optional(GGUF_TEMPLATE, Value::as_str)?.map(str::to_owned);
+        Self::new(ModelConfig::from_gguf(&gguf)?, path, name, chat_template, Weights::Gguf(gguf))
+    }
+
+    fn open_folder(path: &Path) -> Result<Self> {
+        let config_path = path.join(CONFIG);
+        if !config_path.exists() {
+            return Err(Error::NotAModel { path: path.to_owned() });
+        }
+        let keys: Map<String, Json> = store::read_json(&config_path)?;
+        let config = ModelConfig::from_hf_json(&Json::from(keys.clone()).to_string(), &config_path)?;
+        let name = match keys.get("_name_or_path").and_then(Json::as_str) {
+            Some(name) if !name.is_empty() => name.to_owned(),
+            _ => file_stem(path),
+        };
+        let weights = Weights::Safetensors(SafetensorsFolder::open(path)?);
+        Self::new(config, path, name, tokenizer::chat_template(path)?, weights)
+    }
+
+    fn new(
+        config: ModelConfig,
+        path: &Path,
+        name: String,
+        chat_template: Option<String>,
+        weights: Weights,
+    ) -> Result<Self> {
+        let slots = slots(&config).into_iter().map(|slot| (slot.name.clone(), slot)).collect();
+        let (path, sha256) = (path.to_owned(), OnceLock::new());
+        let model = Self { config, path, name, chat_template, slots, weights, sha256 };
+        model.check_tensors()?;
+        Ok(model)
+    }
+
+    /// Each slot filled with its shape, and nothing left over that might belong to the computation.
+    fn check_tensors(&self) -> Result<()> {
+        for slot in self.slots.values() {
+            let found = match &self.weights {
+                Weights::Gguf(gguf) => gguf.shape(&slot.gguf_name),
+                Weights::Safetensors(folder) => folder.shape(&slot.name),
+            };
+            let (path, tensor) = (self.path.clone(), slot.name.clone());
+            match found {
+                None => return Err(Error::MissingTensor { path, tensor }),
+                Some(found) if found != slot.shape => {
+                    let (expected, found) = (slot.shape.clone(), found.to_vec());
+                    return Err(Error::Shape { path, tensor, expected, found });
+                }
+                Some(_) => {}
+            }
+        }
+        let (known, stored): (BTreeSet<&str>, Vec<&str>) = match &self.weights {
+            Weights::Gguf(gguf) => (
+                self.slots.values().map(|slot| slot.gguf_name.as_str()).collect(),
+                gguf.tensor_names().collect(),
+            ),
+            Weights::Safetensors(folder) => {
+                (self.slots.keys().map(String::as_str).collect(), folder.tensor_names().collect())
+            }
+        };
+        let left_over = stored.into_iter().find(|name| {
+            let tied_copy = self.config.tied_embeddings && *name == LM_HEAD;
+            !known.contains(name) && !tied_copy && !DERIVED.iter().any(|end| name.ends_with(end))
+        });
+        match left_over {
+            None => Ok(()),
+            Some(name) => {
+                let supported = format!("the tensors of {:?} models alone", self.config.family);
+                Err(Error::unsupported(&self.path, format!("tensor `{name}`"), "present", supported))
+            }
+        }
+    }
+
+    /// The names of all stored tensors in Hugging Face's naming, sorted; a tied output head is not among them.
+    pub fn tensor_names(&self) -> Vec<&str> {
+        self.slots.keys().map(String::as_str).collect()
+    }
+
+    /// The tensor of a Hugging Face name, such as `model.layers.0.self_attn.q_proj.weight`, with Hugging Face's
+    /// order of rows; `lm_head.weight` is the embedding table where the two are tied.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`]; [`Error::Unsupported`] for a type that is not of floats or known blocks.
+    pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
+        let stored = if name == LM_HEAD && self.config.tied_embeddings { EMBEDDING } else { name };
+        let slot = self
+            .slots
+            .get(stored)
+            .ok_or_else(|| Error::MissingTensor { path: self.path.clone(), tensor: name.into() })?;
+        let mut tensor = match &self.weights {
+            Weights::Safetensors(folder) => folder.tensor(&slot.name)?,
+            Weights::Gguf(gguf) => {
+                let tensor = gguf.tensor(&slot.gguf_name)?;
+                match slot.interleaved_heads {
+                    None => tensor,
+                    Some(heads) => split_pairs(&tensor, heads),
+                }
+            }
+        };
+        name.clone_into(&mut tensor.name);
+        Ok(tensor)
+    }
+
+    /// The model's tokenizer.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::from_gguf`] or [`Tokenizer::from_folder`].
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        match &self.weights {
+            Weights::Gguf(gguf) => Tokenizer::from_gguf(gguf),
+            Weights::Safetensors(_) => Tokenizer::from_folder(&self.path),
+        }
+    }
+
+    /// The source of the chat template that came with the model.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    /// The SHA-256 of the weight file in hexadecimal, computed at the first call; of several files, that of the
+    /// lines `hash  name` in the order of their names, as `sha256sum` prints them.
+    pub fn sha256(&self) -> &str {
+        self.sha256.get_or_init(|| match &self.weights {
+            Weights::Gguf(gguf) => store::sha256_hex(gguf.bytes()),
+            Weights::Safetensors(folder) => {
+                let mut listing = String::new();
+                for (path, bytes) in folder.files() {
+                    let hash = store::sha256_hex(bytes);
+                    if folder.files().len() == 1 {
+                        return hash;
+                    }
+                    let name = path.file_name().unwrap_or_default().to_string_lossy();
+                    writeln!(listing, "{hash}  {name}").expect("writing to memory cannot fail");
+                }
+                store::sha256_hex(listing.as_bytes())
+            }
+        })
+    }
+
+    /// The file or folder that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The name that the files give the model, else the name of the file or folder.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// The name of a file without its ending, or of a folder.
+fn file_stem(path: &Path) -> String {
+    let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = if whole.is_dir() { whole.file_name() } else { whole.file_stem() };
+    name.unwrap_or(whole.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// Undoes the row order of llama.cpp's converter, which puts the two rows that one rotation pairs side by side;
+/// Hugging Face keeps the first members of all pairs of a head before the second ones. Rows move as stored bytes.
+fn split_pairs(tensor: &Tensor<'_>, heads: usize) -> Tensor<'static> {
+    let head_rows = tensor.rows() / heads;
+    let mut bytes = Vec::with_capacity(tensor.bytes.len());
+    for head in 0..heads {
+        for member in 0..2 {
+            for pair in 0..head_rows / 2 {
+                bytes.extend_from_slice(tensor.row_bytes(head * head_rows + 2 * pair + member));
+            }
+        }
+    }
+    Tensor {
+        name: tensor.name.clone(),
+        dtype: tensor.dtype,
+        shape: tensor.shape.clone(),
+        bytes: Cow::Owned(bytes),
+    }
+}

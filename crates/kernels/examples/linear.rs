@@ -1,0 +1,149 @@
+//! Speed of the linear layers of SmolLM2-135M with LoRA of rank 16, as GFLOP/s and share of the measured peak.
+//!
+//! `cargo run --release -p kernels --example linear [bf16|f32]`
+
+#![allow(clippy::print_stdout)] // its purpose
+
+use std::time::{Duration, Instant};
+
+use kernels::linear::{Layer, PackedAdapter, PackedMatrix, Target, adapter_backward, backward, forward};
+use kernels::{Element, Slot, bf16, cross_entropy, isa, peak_flops, pool};
+
+const RANK: usize = 16;
+
+struct Shape {
+    name: &'static str,
+    inputs: usize,
+    outputs: usize,
+    slots: &'static [usize],
+}
+
+const SHAPES: [Shape; 5] = [
+    Shape { name: "qkv", inputs: 576, outputs: 960, slots: &[576, 192, 192] },
+    Shape { name: "o", inputs: 576, outputs: 576, slots: &[576] },
+    Shape { name: "gate_up", inputs: 576, outputs: 3072, slots: &[1536, 1536] },
+    Shape { name: "down", inputs: 1536, outputs: 576, slots: &[576] },
+    Shape { name: "head", inputs: 576, outputs: 49152, slots: &[] },
+];
+
+fn main() {
+    let only = std::env::args().nth(1);
+    let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
+    if wanted(bf16::NAME) {
+        report::<bf16>();
+    }
+    if wanted(f32::NAME) {
+        report::<f32>();
+    }
+}
+
+fn report<E: Element>() {
+    let peak = peak_flops::<E>().max(peak_flops::<E>());
+    let (isa, threads) = (isa::current().name(), pool::threads());
+    println!("{} {isa}, {threads} threads, peak {:.0} GFLOP/s", E::NAME, peak / 1e9);
+    println!("layer      M     forward           backward          adapter");
+    for rows in [1, 16, 64, 224, 824] {
+        let mut total = (0.0, 0.0);
+        for shape in &SHAPES {
+            let (flops, seconds) = layer::<E>(shape, rows, peak);
+            if !shape.slots.is_empty() {
+                total = (total.0 + flops, total.1 + seconds);
+            }
+        }
+        println!("block  {rows:5}   {}", rate(total.0, total.1, peak));
+    }
+    for rows in [1, 16, 160] {
+        loss::<E>(rows, peak);
+    }
+}
+
+fn layer<E: Element>(shape: &Shape, rows: usize, peak: f64) -> (f64, f64) {
+    let (inputs, outputs) = (shape.inputs, shape.outputs);
+    let mut random = Random(1);
+    let matrix = PackedMatrix::<E>::new(outputs, inputs, &mut |_, out| random.fill(out));
+    let (mut slots, mut at, mut row) = (Vec::new(), 0, 0);
+    for rows in shape.slots {
+        let (a, b) = (at, at + RANK * inputs);
+        slots.push(Slot { rows: row..row + rows, rank: RANK, scale: 1.0, a, b });
+        (at, row) = (b + rows * RANK, row + rows);
+    }
+    let parameters = random.vec::<f32>(at);
+    let mut adapter = PackedAdapter::<E>::default();
+    adapter.refresh(&parameters, &slots, inputs);
+    let layer = Layer { matrix: &matrix, bias: None, slots: &slots, adapter: Some(&adapter) };
+    let width = RANK * slots.len();
+    let x = random.vec::<E>(rows * inputs);
+    let d_y = random.vec::<E>(rows * outputs);
+    let (mut y, mut d_x) = (vec![E::default(); rows * outputs], vec![0.0; rows * inputs]);
+    let (mut mid, mut d_mid) = (vec![E::default(); rows * width], vec![E::default(); rows * width]);
+    let mut gradients = vec![0.0; at];
+
+    let lora: usize = shape.slots.iter().map(|rows| RANK * (inputs + rows)).sum();
+    let product = 2.0 * rows as f64 * (inputs * outputs + lora) as f64;
+    let ahead = best(|| forward(Target::Narrow(&mut y), &mut mid, &x, &layer, rows));
+    let back = best(|| backward(Target::Wide(&mut d_x), &mut d_mid, &d_y, &layer, rows));
+    let side = if slots.is_empty() {
+        0.0
+    } else {
+        best(|| adapter_backward(&mut gradients, &x, &mid, &d_y, &d_mid, &layer, rows))
+    };
+    let side_flops = 2.0 * rows as f64 * lora as f64;
+    let side_text = if slots.is_empty() { String::new() } else { rate(side_flops, side, peak) };
+    let (ahead_text, back_text) = (rate(product, ahead, peak), rate(product, back, peak));
+    println!("{:8} {rows:3}   {ahead_text}   {back_text}   {side_text}", shape.name);
+    (2.0 * product + side_flops, ahead + back + side)
+}
+
+fn loss<E: Element>(rows: usize, peak: f64) {
+    let (width, vocabulary) = (576, 49152);
+    let mut random = Random(1);
+    let head = PackedMatrix::<E>::new(vocabulary, width, &mut |_, out| random.fill(out));
+    let h = random.vec::<E>(rows * width);
+    let (mut losses, mut d_h) = (vec![0.0; rows], vec![0.0; rows * width]);
+    let targets: Vec<u32> = (0..rows as u32).collect();
+    let weights = vec![1.0; rows];
+    let product = 2.0 * (rows * width * vocabulary) as f64;
+    let both = best(|| {
+        cross_entropy::forward_backward(&mut losses, Some(&mut d_h), &h, &head, &targets, &weights);
+    });
+    let wanted: Vec<(u32, u32)> = targets.iter().map(|t| (*t, *t)).collect();
+    let ahead = best(|| cross_entropy::log_probs(&mut losses, &h, &head, &wanted));
+    println!(
+        "loss     {rows:3}   {} (log_probs)   {} (cross_entropy with gradient)",
+        rate(product, ahead, peak),
+        rate(2.0 * product, both, peak)
+    );
+}
+
+fn rate(flops: f64, seconds: f64, peak: f64) -> String {
+    format!("{:5.0} GFLOP/s {:3.0}%", flops / seconds / 1e9, 100.0 * flops / seconds / peak)
+}
+
+/// The shortest of many runs: other work on the machine only ever adds.
+fn best(mut work: impl FnMut()) -> f64 {
+    let start = Instant::now();
+    let mut best = f64::INFINITY;
+    let mut count = 0;
+    while count < 3 || start.elapsed() < Duration::from_millis(250) {
+        let turn = Instant::now();
+        work();
+        best = best.min(turn.elapsed().as_secs_f64());
+        count += 1;
+    }
+    best
+}
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 40) as f32 / (1 << 24) as f32 - 0.5
+    }
+    fn fill(&mut self, out: &mut [f32]) {
+        out.fill_with(|| self.next());
+    }
+    fn vec<E: Element>(&mut self, len: usize) -> Vec<E> {
+        (0..len).map(|_| E::from_f32(self.next())).collect()
+    }
+}

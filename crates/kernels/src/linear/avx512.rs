@@ -1,0 +1,375 @@
+//! The kernels with AVX-512: 12 x 32 values of C in 24 registers, bf16 by `vdpbf16ps`.
+//!
+//! `vdpbf16ps` and the conversions to bf16 take denormals as zero, unlike the other instruction sets.
+
+#![allow(clippy::wildcard_imports)] // intrinsics name themselves
+#![allow(clippy::cast_ptr_alignment)] // every load and store through a cast pointer is an unaligned one
+#![allow(clippy::large_types_passed_by_value)] // arrays of registers, inlined
+
+use std::arch::x86_64::*;
+
+use super::exp::{HIGHEST, LN_2_HIGH, LN_2_LOW, LOG2_E, LOWEST, POLYNOMIAL};
+use super::kernel::{COLUMNS, Compute, ROWS, Segment, widened};
+
+macro_rules! checked {
+    ($($(#[$doc:meta])* fn $name:ident<E>($($arg:ident: $type:ty),*) $(-> $out:ty)? { $($check:expr;)* } $to:path;)*) => {
+        $($(#[$doc])* pub(super) fn $name<E: Compute>($($arg: $type),*) $(-> $out)? {
+            $(assert!($check);)*
+            // SAFETY: this table is only in use on processors with these instructions ([`crate::isa`]), and the
+            // slices are as long as the function needs, as just checked.
+            unsafe { $to($($arg),*) }
+        })*
+    };
+}
+
+checked! {
+    fn pack<E>(out: &mut [u32], stride: usize, rows: &[&[E]]) {
+        (1..=16).contains(&rows.len()) && rows.len() <= stride;
+        rows.iter().all(|row| row.len() == rows[0].len());
+        rows[0].is_empty() || (rows[0].len().div_ceil(E::PAIR) - 1) * stride + rows.len() <= out.len();
+    } pack_rows::<E>;
+    fn weave<E>(out: &mut [u32], stride: usize, from: &[E], from_stride: usize, rows: usize, cols: usize) {
+        cols <= COLUMNS && cols <= stride;
+        rows == 0 || (rows - 1) * from_stride + cols <= from.len();
+        rows == 0 || (rows.div_ceil(E::PAIR) - 1) * stride + cols <= out.len();
+    } weave_rows::<E>;
+    fn turn<E>(out: &mut [u32], block: &[u32]) {
+        out.len() >= COLUMNS * COLUMNS / E::PAIR && block.len() >= COLUMNS * COLUMNS / E::PAIR;
+    } turn_block::<E>;
+    fn narrow<E>(out: &mut [E], values: &[f32]) { out.len() == values.len(); } narrow_values::<E>;
+    fn spin<E>(rounds: usize) -> usize {} spin_registers::<E>;
+}
+
+pub(super) fn tile<E: Compute>(
+    c: &mut [f32],
+    add: bool,
+    segments: &[Segment<'_>],
+    rows: usize,
+    width: usize,
+) {
+    assert!(c.len() >= rows * COLUMNS);
+    assert!(segments.iter().all(|s| s.a.len() >= s.words * rows && s.b.len() >= s.words * width));
+    macro_rules! by_rows {
+        ($($rows:literal)*) => {
+            match (rows, width) {
+                // SAFETY: this table is only in use on processors with these instructions, and the slices are as
+                // long as the tile needs, as just checked.
+                $(($rows, COLUMNS) => unsafe { tile_registers::<E, $rows, 2>(c, add, segments) },)*
+                // SAFETY: as above.
+                $(($rows, 16) => unsafe { tile_registers::<E, $rows, 1>(c, add, segments) },)*
+                _ => panic!("no tile of {rows} x {width}"),
+            }
+        };
+    }
+    const { assert!(ROWS == 12) };
+    by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+}
+
+widened! {
+    "avx512f,avx512bw,avx512vl,avx512bf16":
+    fn add(out: &mut [f32], values: &[f32]);
+    fn scale(values: &mut [f32], factor: f32);
+    fn max(values: &[f32]) -> f32;
+}
+
+pub(super) fn exp(values: &mut [f32], shift: f32) -> f32 {
+    // SAFETY: this table is only in use on processors with these instructions.
+    unsafe { exp_values(values, shift) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn multiply_add<E: Compute>(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
+    if E::PAIR == 2 {
+        // SAFETY: three types of the same 64 bytes.
+        let (a, b) = unsafe {
+            (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b))
+        };
+        _mm512_dpbf16_ps(sum, a, b)
+    } else {
+        _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum)
+    }
+}
+
+/// # Safety
+/// `c` holds `R * COLUMNS` values; each segment `words * R` words of `a` and `words * V * 16` of `b`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn tile_registers<E: Compute, const R: usize, const V: usize>(
+    c: &mut [f32],
+    add: bool,
+    segments: &[Segment<'_>],
+) {
+    let c = c.as_mut_ptr();
+    let mut sums = [[_mm512_setzero_ps(); V]; R];
+    // SAFETY: the pointers stay within the lengths that the caller promised.
+    unsafe {
+        if add {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                for (v, sum) in sums.iter_mut().enumerate() {
+                    *sum = _mm512_loadu_ps(c.add(r * COLUMNS + v * 16));
+                }
+            }
+        }
+        for segment in segments {
+            let (mut a, mut b) = (segment.a.as_ptr(), segment.b.as_ptr());
+            for _ in 0..segment.words {
+                let mut columns = [_mm512_setzero_si512(); V];
+                for (v, columns) in columns.iter_mut().enumerate() {
+                    *columns = _mm512_loadu_si512(b.add(v * 16).cast());
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let row = _mm512_set1_epi32(a.add(r).read() as i32);
+                    for (sum, column) in sums.iter_mut().zip(columns) {
+                        *sum = multiply_add::<E>(*sum, row, column);
+                    }
+                }
+                (a, b) = (a.add(R), b.add(V * 16));
+            }
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            for (v, sum) in sums.iter().enumerate() {
+                _mm512_storeu_ps(c.add(r * COLUMNS + v * 16), *sum);
+            }
+        }
+    }
+}
+
+/// The first `len` lanes of 32.
+fn lanes32(len: usize) -> u32 {
+    if len >= 32 { u32::MAX } else { (1 << len) - 1 }
+}
+
+/// Values `at..` of a row as 16 words; those behind its end are zero.
+///
+/// # Safety
+/// `at <= row.len()`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn load_words<E: Compute>(row: &[E], at: usize) -> __m512i {
+    let halves = (row.len() - at) * 2 / E::PAIR;
+    // SAFETY: the mask ends at the row's end.
+    unsafe { _mm512_maskz_loadu_epi16(lanes32(halves), row.as_ptr().add(at).cast()) }
+}
+
+/// # Safety
+/// 1 to 16 rows of one length; `out` has room for the last word of the last row.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn pack_rows<E: Compute>(out: &mut [u32], stride: usize, rows: &[&[E]]) {
+    let len = rows[0].len();
+    let lanes = lanes32(rows.len()) as u16;
+    for at in (0..len).step_by(16 * E::PAIR) {
+        let mut words = [_mm512_setzero_si512(); 16];
+        for (words, row) in words.iter_mut().zip(rows) {
+            // SAFETY: `at` is below the length that all rows have.
+            *words = unsafe { load_words(row, at) };
+        }
+        let (first, count) = (at / E::PAIR, (len - at).div_ceil(E::PAIR));
+        for (k, words) in transpose(words).into_iter().enumerate().take(count) {
+            // SAFETY: a word of the rows, for which `out` has room.
+            unsafe {
+                _mm512_mask_storeu_epi32(out.as_mut_ptr().add((first + k) * stride).cast(), lanes, words);
+            };
+        }
+    }
+}
+
+/// 16 x 16 words.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
+    let zero = _mm512_setzero_si512();
+    let (mut pairs, mut quads) = ([zero; 16], [zero; 16]);
+    for i in 0..8 {
+        pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+        pairs[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+    }
+    // quads[4 i + j]: word 4 lane + j of rows 4 i .. 4 i + 4, for each of the four lanes.
+    for i in 0..4 {
+        for j in 0..2 {
+            quads[4 * i + 2 * j] = _mm512_unpacklo_epi64(pairs[4 * i + j], pairs[4 * i + 2 + j]);
+            quads[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(pairs[4 * i + j], pairs[4 * i + 2 + j]);
+        }
+    }
+    let mut out = [zero; 16];
+    for j in 0..4 {
+        let (a, b, c, d) = (quads[j], quads[4 + j], quads[8 + j], quads[12 + j]);
+        let even_low = _mm512_shuffle_i32x4::<0x88>(a, b); // lanes 0 and 2 of rows 0..4 and of rows 4..8
+        let odd_low = _mm512_shuffle_i32x4::<0xdd>(a, b);
+        let even_high = _mm512_shuffle_i32x4::<0x88>(c, d);
+        let odd_high = _mm512_shuffle_i32x4::<0xdd>(c, d);
+        out[j] = _mm512_shuffle_i32x4::<0x88>(even_low, even_high);
+        out[4 + j] = _mm512_shuffle_i32x4::<0x88>(odd_low, odd_high);
+        out[8 + j] = _mm512_shuffle_i32x4::<0xdd>(even_low, even_high);
+        out[12 + j] = _mm512_shuffle_i32x4::<0xdd>(odd_low, odd_high);
+    }
+    out
+}
+
+/// 8 x 8 pairs of words.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn transpose_pairs(rows: [__m512i; 8]) -> [__m512i; 8] {
+    let zero = _mm512_setzero_si512();
+    let (mut twos, mut out) = ([zero; 8], [zero; 8]);
+    for i in 0..4 {
+        twos[2 * i] = _mm512_unpacklo_epi64(rows[2 * i], rows[2 * i + 1]);
+        twos[2 * i + 1] = _mm512_unpackhi_epi64(rows[2 * i], rows[2 * i + 1]);
+    }
+    // twos[2 i + j]: pair 2 lane + j of rows 2 i and 2 i + 1, for each of the four lanes.
+    for j in 0..2 {
+        let (a, b, c, d) = (twos[j], twos[2 + j], twos[4 + j], twos[6 + j]);
+        let even_low = _mm512_shuffle_i64x2::<0x88>(a, b);
+        let odd_low = _mm512_shuffle_i64x2::<0xdd>(a, b);
+        let even_high = _mm512_shuffle_i64x2::<0x88>(c, d);
+        let odd_high = _mm512_shuffle_i64x2::<0xdd>(c, d);
+        out[j] = _mm512_shuffle_i64x2::<0x88>(even_low, even_high);
+        out[2 + j] = _mm512_shuffle_i64x2::<0x88>(odd_low, odd_high);
+        out[4 + j] = _mm512_shuffle_i64x2::<0xdd>(even_low, even_high);
+        out[6 + j] = _mm512_shuffle_i64x2::<0xdd>(odd_low, odd_high);
+    }
+    out
+}
+
+/// # Safety
+/// Both slices hold a block.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn turn_block<E: Compute>(out: &mut [u32], block: &[u32]) {
+    let (out, block) = (out.as_mut_ptr(), block.as_ptr());
+    // SAFETY: all offsets lie within the block.
+    unsafe {
+        if E::PAIR == 1 {
+            for (row, column) in [(0, 0), (0, 16), (16, 0), (16, 16)] {
+                let mut rows = [_mm512_setzero_si512(); 16];
+                for (i, words) in rows.iter_mut().enumerate() {
+                    *words = _mm512_loadu_si512(block.add((row + i) * COLUMNS + column).cast());
+                }
+                for (i, words) in transpose(rows).into_iter().enumerate() {
+                    _mm512_storeu_si512(out.add((column + i) * COLUMNS + row).cast(), words);
+                }
+            }
+        } else {
+            // Two neighbouring words hold the 2 x 2 values a0 a1 b0 b1; transposed they are a0 b0 a1 b1.
+            let swap =
+                _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+            for (row, column) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
+                let mut rows = [_mm512_setzero_si512(); 8];
+                for (i, pairs) in rows.iter_mut().enumerate() {
+                    let pair = _mm512_loadu_si512(block.add((row + i) * COLUMNS + 2 * column).cast());
+                    *pairs = _mm512_shuffle_epi8(pair, swap);
+                }
+                for (i, pairs) in transpose_pairs(rows).into_iter().enumerate() {
+                    _mm512_storeu_si512(out.add((column + i) * COLUMNS + 2 * row).cast(), pairs);
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `cols` is at most 32; `from` holds the values of the rows, `out` has room for them.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn weave_rows<E: Compute>(
+    out: &mut [u32],
+    stride: usize,
+    from: &[E],
+    from_stride: usize,
+    rows: usize,
+    cols: usize,
+) {
+    let masks = [lanes32(cols) as u16, (lanes32(cols) >> 16) as u16];
+    let (out, from) = (out.as_mut_ptr(), from.as_ptr());
+    // Word i of the lower half: value i of the first row, value i of the second.
+    let mut order = [0u16; 64];
+    for (i, order) in order.iter_mut().enumerate() {
+        *order = (i as u16 / 2) | (i as u16 % 2 * 32);
+    }
+    // SAFETY: the masks end at the columns' end; the order is 64 values long.
+    unsafe {
+        let low = _mm512_loadu_si512(order.as_ptr().cast());
+        let high = _mm512_loadu_si512(order.as_ptr().add(32).cast());
+        for (k, t) in (0..rows).step_by(E::PAIR).enumerate() {
+            let (out, row) = (out.add(k * stride), from.add(t * from_stride));
+            let halves = if E::PAIR == 1 {
+                [
+                    _mm512_maskz_loadu_epi32(masks[0], row.cast()),
+                    _mm512_maskz_loadu_epi32(masks[1], row.wrapping_add(16).cast()),
+                ]
+            } else {
+                let first = _mm512_maskz_loadu_epi16(lanes32(cols), row.cast());
+                let lanes = if t + 1 < rows { lanes32(cols) } else { 0 };
+                let second = _mm512_maskz_loadu_epi16(lanes, row.wrapping_add(from_stride).cast());
+                [
+                    _mm512_permutex2var_epi16(first, low, second),
+                    _mm512_permutex2var_epi16(first, high, second),
+                ]
+            };
+            _mm512_mask_storeu_epi32(out.cast(), masks[0], halves[0]);
+            if masks[1] != 0 {
+                _mm512_mask_storeu_epi32(out.add(16).cast(), masks[1], halves[1]);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// Both slices have one length.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn narrow_values<E: Compute>(out: &mut [E], values: &[f32]) {
+    if E::PAIR == 1 {
+        super::portable::narrow(out, values);
+        return;
+    }
+    for at in (0..values.len()).step_by(32) {
+        let lanes = lanes32(values.len() - at);
+        // SAFETY: the masks end at the slices' end.
+        unsafe {
+            let from = values.as_ptr().add(at);
+            let low = _mm512_maskz_loadu_ps(lanes as u16, from);
+            let high = _mm512_maskz_loadu_ps((lanes >> 16) as u16, from.wrapping_add(16));
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_mask_storeu_epi16(out.as_mut_ptr().add(at).cast(), lanes, both);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn exp_values(values: &mut [f32], shift: f32) -> f32 {
+    let mut sum = _mm512_setzero_ps();
+    for chunk in values.chunks_mut(16) {
+        let lanes = lanes32(chunk.len()) as u16;
+        // SAFETY: the mask ends at the chunk's end.
+        let x = unsafe { _mm512_maskz_loadu_ps(lanes, chunk.as_ptr()) };
+        let x = _mm512_sub_ps(x, _mm512_set1_ps(shift));
+        let n = _mm512_roundscale_ps::<0>(_mm512_mul_ps(x, _mm512_set1_ps(LOG2_E)));
+        let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN_2_HIGH), x);
+        let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN_2_LOW), r);
+        let mut poly = _mm512_set1_ps(POLYNOMIAL[0]);
+        for c in &POLYNOMIAL[1..] {
+            poly = _mm512_fmadd_ps(poly, r, _mm512_set1_ps(*c));
+        }
+        let fraction = _mm512_fmadd_ps(poly, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0)));
+        let value = _mm512_scalef_ps(fraction, n);
+        let low = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_set1_ps(LOWEST));
+        let high = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, _mm512_set1_ps(HIGHEST));
+        let value = _mm512_mask_blend_ps(low, value, _mm512_setzero_ps());
+        let value = _mm512_mask_blend_ps(high, value, _mm512_set1_ps(f32::INFINITY));
+        let value = _mm512_maskz_mov_ps(lanes, value);
+        sum = _mm512_add_ps(sum, value);
+        // SAFETY: as above.
+        unsafe { _mm512_mask_storeu_ps(chunk.as_mut_ptr(), lanes, value) };
+    }
+    _mm512_reduce_add_ps(sum)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn spin_registers<E: Compute>(rounds: usize) -> usize {
+    let one = _mm512_set1_epi32(std::hint::black_box(0x3f80_3f80));
+    let mut sums = [_mm512_setzero_ps(); 24];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = multiply_add::<E>(*sum, one, one);
+        }
+    }
+    std::hint::black_box(sums);
+    rounds * sums.len() * 16 * E::PAIR * 2
+}

@@ -1,0 +1,166 @@
+//! The gradients of A and B: sums over the rows of a batch.
+//!
+//! `d_A = d_mid^T x` and `d_B^T = mid^T d_y`: both have few rows (the ranks) and as columns those of a row-major
+//! matrix, of which two consecutive rows are woven into words on the fly.
+
+use std::ops::Range;
+
+use super::kernel::{COLUMNS, ROWS, Segment};
+use super::product::{CHUNK, Left, RowPanels};
+use super::words::Scratch;
+use super::{Element, Layer, Slot};
+use crate::pool::{self, Shared};
+
+/// See [`super::adapter_backward`].
+pub(super) fn adapter_backward<E: Element>(
+    gradients: &mut [f32],
+    x: &[E],
+    mid: &[E],
+    d_y: &[E],
+    d_mid: &[E],
+    layer: &Layer<'_, E>,
+    rows: usize,
+) {
+    let (outputs, inputs) = (layer.matrix.rows(), layer.matrix.cols());
+    let panels = RankPanel::list(layer.slots);
+    let width: usize = layer.slots.iter().map(|slot| slot.rank).sum();
+    assert_disjoint(layer.slots, inputs);
+    if rows == 0 || width == 0 {
+        return;
+    }
+    let mut mid = weave_ranks(mid, width, rows, &panels);
+    let mut d_mid = weave_ranks(d_mid, width, rows, &panels);
+    let (mid, d_mid) = (&mut *mid, &mut *d_mid);
+    let gradients = Shared::new(gradients);
+    let input_panels = inputs.div_ceil(COLUMNS);
+    pool::run(input_panels + outputs.div_ceil(COLUMNS), &|job| {
+        if job < input_panels {
+            let columns = job * COLUMNS..inputs.min((job + 1) * COLUMNS);
+            sum_rows(x, inputs, rows, &columns, d_mid, &panels, |panel, tile| {
+                let slot = &layer.slots[panel.slot];
+                for (r, tile) in panel.ranks.clone().zip(tile.chunks_exact(COLUMNS)) {
+                    let start = slot.a + r * inputs;
+                    // SAFETY: no other job has these columns, and the slots share no parameters.
+                    let out = unsafe { gradients.range(start + columns.start..start + columns.end) };
+                    (E::kernels().add)(out, &tile[..columns.len()]);
+                }
+            });
+        } else {
+            let panel = job - input_panels;
+            let columns = panel * COLUMNS..outputs.min((panel + 1) * COLUMNS);
+            let met = panels.iter().filter(|panel| !overlap(&layer.slots[panel.slot], &columns).is_empty());
+            let met: Vec<RankPanel> = met.cloned().collect();
+            sum_rows(d_y, outputs, rows, &columns, mid, &met, |panel, tile| {
+                let slot = &layer.slots[panel.slot];
+                for o in overlap(slot, &columns) {
+                    let start = slot.b + (o - slot.rows.start) * slot.rank;
+                    // SAFETY: as above, with rows of B.
+                    let out = unsafe { gradients.range(start + panel.ranks.start..start + panel.ranks.end) };
+                    let tile = tile[o - columns.start..].iter().step_by(COLUMNS);
+                    out.iter_mut().zip(tile).for_each(|(out, sum)| *out += sum);
+                }
+            });
+        }
+    });
+}
+
+/// The rows of a slot within a range.
+fn overlap(slot: &Slot, columns: &Range<usize>) -> Range<usize> {
+    slot.rows.start.max(columns.start)..slot.rows.end.min(columns.end)
+}
+
+/// A few ranks of a slot.
+#[derive(Clone)]
+struct RankPanel {
+    slot: usize,
+    ranks: Range<usize>,
+    /// Where they are in `mid`.
+    columns: Range<usize>,
+}
+
+impl RankPanel {
+    fn list(slots: &[Slot]) -> Vec<Self> {
+        let (mut panels, mut first) = (Vec::new(), 0);
+        for (slot, Slot { rank, .. }) in slots.iter().enumerate() {
+            let cut = RowPanels::new(*rank);
+            panels.extend((0..cut.count).map(|panel| {
+                let ranks = cut.rows_of(panel);
+                Self { slot, columns: first + ranks.start..first + ranks.end, ranks }
+            }));
+            first += rank;
+        }
+        panels
+    }
+}
+
+/// The left operand: `mid^T` in panels of ranks.
+fn weave_ranks<E: Element>(mid: &[E], width: usize, rows: usize, panels: &[RankPanel]) -> Scratch {
+    let k_words = rows.div_ceil(E::PAIR);
+    let mut words = Scratch::take(width * k_words);
+    let shared = Shared::new(&mut words);
+    pool::run(panels.len(), &|i| {
+        let columns = &panels[i].columns;
+        // SAFETY: panels have columns of their own.
+        let out = unsafe { shared.range(columns.start * k_words..columns.end * k_words) };
+        (E::kernels().weave)(out, columns.len(), &mid[columns.start..], width, rows, columns.len());
+    });
+    words
+}
+
+/// Multiplies each panel of ranks by some columns of `from`, summing over its rows.
+fn sum_rows<E: Element>(
+    from: &[E],
+    width: usize,
+    rows: usize,
+    columns: &Range<usize>,
+    left: &[u32],
+    panels: &[RankPanel],
+    store: impl Fn(&RankPanel, &[f32]),
+) {
+    let left = Left { words: left, k_words: rows.div_ceil(E::PAIR) };
+    let mut scratch = Scratch::take(CHUNK.min(left.k_words) * COLUMNS);
+    // Columns behind the last one are multiplied too, and their sums left alone.
+    scratch.fill(0);
+    let mut tiles = Scratch::take(panels.len() * ROWS * COLUMNS);
+    let tiles: &mut [f32] = bytemuck::cast_slice_mut(&mut tiles);
+    for first in (0..left.k_words).step_by(CHUNK) {
+        let k = first..left.k_words.min(first + CHUNK);
+        let (t, count) = (first * E::PAIR, rows.min(k.end * E::PAIR) - first * E::PAIR);
+        let from = &from[t * width + columns.start..];
+        (E::kernels().weave)(&mut scratch, COLUMNS, from, width, count, columns.len());
+        for (panel, tile) in panels.iter().zip(tiles.chunks_exact_mut(ROWS * COLUMNS)) {
+            let segment = Segment { a: left.part(&panel.columns, k.clone()), b: &scratch, words: k.len() };
+            (E::kernels().tile)(tile, first > 0, &[segment], panel.columns.len(), COLUMNS);
+            if k.end == left.k_words {
+                store(panel, tile);
+            }
+        }
+    }
+}
+
+/// Jobs write to different parts of the gradients only if the slots have parameters of their own.
+fn assert_disjoint(slots: &[Slot], inputs: usize) {
+    let a = slots.iter().map(|slot| slot.a..slot.a + slot.rank * inputs);
+    let mut ranges: Vec<_> =
+        a.chain(slots.iter().map(|slot| slot.b..slot.b + slot.rows.len() * slot.rank)).collect();
+    ranges.sort_by_key(|range| (range.start, range.end));
+    assert!(
+        ranges.windows(2).all(|pair| pair[0].end <= pair[1].start),
+        "LoRA slots share parameters: {slots:?}"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_have_parameters_of_their_own() {
+        let slot = |a, b| Slot { rows: 0..4, rank: 2, scale: 1.0, a, b };
+        assert_disjoint(&[slot(0, 16), slot(24, 40)], 8);
+        for b in [slot(23, 40), slot(24, 39), slot(0, 100)] {
+            let caught = std::panic::catch_unwind(|| assert_disjoint(&[slot(0, 16), b], 8));
+            assert!(caught.is_err());
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What a processor's instruction set gives to the products: one table of functions for each element type.
+//!
+//! Everything packed is made of 32-bit words: one f32, or two bf16 that follow each other along the summed dimension
+//! `k` (the lower half first). A product is `C = A B`: rows of `A` come in panels of up to [`ROWS`], packed
+//! `[k words][rows]`; columns of `B` in panels of [`COLUMNS`], packed `[k words][COLUMNS]`. Each value of `C` is one
+//! chain of multiply-adds along `k`, whatever stands in the other rows: that is why a row's result does not depend
+//! on its neighbours.
+
+use half::bf16;
+
+use super::portable;
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
+use crate::{Isa, isa};
+
+/// Most rows of a panel of `A`.
+pub(crate) const ROWS: usize = 12;
+/// Columns of a panel of `B`.
+pub(crate) const COLUMNS: usize = 32;
+
+/// A stretch of `k` of one panel of `A` and one of `B`.
+#[derive(Clone, Copy)]
+pub(crate) struct Segment<'a> {
+    pub(crate) a: &'a [u32],
+    pub(crate) b: &'a [u32],
+    /// Number of `k` words.
+    pub(crate) words: usize,
+}
+
+/// The functions of one instruction set for one element type.
+pub struct Kernels<E> {
+    /// `c = sum over segments of a b`, or `c +=`. Arguments: `c` `[rows][COLUMNS]`, whether to add, the segments,
+    /// rows (1 to [`ROWS`]), columns of `b`'s panel (16 or [`COLUMNS`]).
+    pub(crate) tile: fn(&mut [f32], bool, &[Segment<'_>], usize, usize),
+    /// `out[k word][row]` from up to 16 rows of values along `k`; the second argument is the distance of k words.
+    pub(crate) pack: fn(&mut [u32], usize, &[&[E]]),
+    /// `out[k word][column]` from `k` rows of values along the columns. Arguments: `out`, the distance of its k words,
+    /// the values, the distance of their rows, the number of rows, the number of columns.
+    pub(crate) weave: fn(&mut [u32], usize, &[E], usize, usize, usize),
+    /// Transposes a block of 32 columns by 32 `k`.
+    pub(crate) turn: fn(&mut [u32], &[u32]),
+    /// Rounds.
+    pub(crate) narrow: fn(&mut [E], &[f32]),
+    /// Adds the second to the first.
+    pub(crate) add: fn(&mut [f32], &[f32]),
+    /// Multiplies by a factor.
+    pub(crate) scale: fn(&mut [f32], f32),
+    /// The greatest value.
+    pub(crate) max: fn(&[f32]) -> f32,
+    /// The exponentials of `values - shift`, and their sum.
+    pub(crate) exp: fn(&mut [f32], f32) -> f32,
+    /// Multiply-adds in registers only: `tile`'s arithmetic without its memory. Returns the number of operations.
+    pub(crate) spin: fn(usize) -> usize,
+}
+
+/// What the products need to know of an element type.
+pub trait Compute: bytemuck::Pod + Default {
+    /// Values in a 32-bit word.
+    const PAIR: usize;
+    /// The functions of the instruction set in use.
+    fn kernels() -> &'static Kernels<Self>;
+    /// `sum + a b`, over the values of two words in order.
+    fn multiply_add(sum: f32, a: u32, b: u32) -> f32;
+    /// Rounds to nearest, ties to even, without branches.
+    fn round(value: f32) -> Self;
+}
+
+/// Compiles loops of [`portable`] for an instruction set.
+macro_rules! widened {
+    ($features:literal: $(fn $name:ident $(<$e:ident>)? ($($arg:ident: $type:ty),*) $(-> $out:ty)?;)*) => {
+        $(pub(super) fn $name$(<$e: Compute>)?($($arg: $type),*) $(-> $out)? {
+            #[target_feature(enable = $features)]
+            fn wide$(<$e: Compute>)?($($arg: $type),*) $(-> $out)? {
+                super::portable::$name($($arg),*)
+            }
+            // SAFETY: this table is only in use on processors with these instructions.
+            unsafe { wide($($arg),*) }
+        })*
+    };
+}
+pub(super) use widened;
+
+macro_rules! kernels {
+    ($element:ty, $module:ident) => {
+        Kernels::<$element> {
+            tile: $module::tile::<$element>,
+            pack: $module::pack::<$element>,
+            weave: $module::weave::<$element>,
+            turn: $module::turn::<$element>,
+            narrow: $module::narrow::<$element>,
+            add: $module::add,
+            scale: $module::scale,
+            max: $module::max,
+            exp: $module::exp,
+            spin: $module::spin::<$element>,
+        }
+    };
+}
+
+macro_rules! choose {
+    ($element:ty) => {
+        match isa::current() {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => &const { kernels!($element, avx512) },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &const { kernels!($element, avx2) },
+            _ => &const { kernels!($element, portable) },
+        }
+    };
+}
+
+impl Compute for f32 {
+    const PAIR: usize = 1;
+    fn kernels() -> &'static Kernels<Self> {
+        choose!(f32)
+    }
+    fn multiply_add(sum: f32, a: u32, b: u32) -> f32 {
+        Self::from_bits(a).mul_add(Self::from_bits(b), sum)
+    }
+    fn round(value: f32) -> Self {
+        value
+    }
+}
+
+impl Compute for bf16 {
+    const PAIR: usize = 2;
+    fn kernels() -> &'static Kernels<Self> {
+        choose!(bf16)
+    }
+    fn multiply_add(sum: f32, a: u32, b: u32) -> f32 {
+        let sum = f32::from_bits(a << 16).mul_add(f32::from_bits(b << 16), sum);
+        f32::from_bits(a & 0xffff_0000).mul_add(f32::from_bits(b & 0xffff_0000), sum)
+    }
+    fn round(value: f32) -> Self {
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        let quiet = bits >> 16 | 0x40;
+        Self::from_bits(if value.is_nan() { quiet } else { rounded } as u16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_that_of_half() {
+        for high in (0..=0xffffu32).step_by(7) {
+            for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let value = f32::from_bits(high << 16 | low);
+                assert_eq!(
+                    <bf16 as Compute>::round(value).to_bits(),
+                    bf16::from_f32(value).to_bits(),
+                    "{value:e}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The product driver: cuts `C = A B` into jobs and runs the tiles of each.
+
+use std::ops::Range;
+
+use super::kernel::{COLUMNS, Compute, Kernels, ROWS, Segment};
+use super::words::Scratch;
+use crate::pool;
+
+/// How rows are divided into panels of at most [`ROWS`] rows, as even as can be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowPanels {
+    pub(crate) rows: usize,
+    pub(crate) count: usize,
+}
+
+impl RowPanels {
+    pub(crate) fn new(rows: usize) -> Self {
+        Self { rows, count: rows.div_ceil(ROWS) }
+    }
+    pub(crate) fn rows_of(self, panel: usize) -> Range<usize> {
+        let start = |panel: usize| panel * self.rows / self.count;
+        start(panel)..start(panel + 1)
+    }
+}
+
+/// A packed left operand `[row panel][k word][row]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Left<'a> {
+    pub(crate) words: &'a [u32],
+    pub(crate) k_words: usize,
+}
+
+impl<'a> Left<'a> {
+    /// The part `k` of the panel with `rows`.
+    pub(crate) fn part(self, rows: &Range<usize>, k: Range<usize>) -> &'a [u32] {
+        &self.words[rows.start * self.k_words..][k.start * rows.len()..k.end * rows.len()]
+    }
+}
+
+/// A right operand in panels of [`COLUMNS`] columns.
+pub(crate) trait Right: Sync {
+    fn panels(&self) -> usize;
+    fn k_words(&self) -> usize;
+    /// Most `k` words that `panel` may be asked for at once.
+    fn chunk(&self) -> usize;
+    /// Words `[k][COLUMNS]` of a part of a panel, written to `scratch` unless they lie ready.
+    fn panel<'a>(&'a self, panel: usize, k: Range<usize>, scratch: &'a mut [u32]) -> &'a [u32];
+}
+
+/// More of the sum over `k`, of a second pair of operands that is small: LoRA.
+pub(crate) trait Extra: Sync {
+    /// The part of the second left operand's `k` words that a panel needs, and its words of the right one.
+    fn panel(&self, panel: usize) -> (Range<usize>, &[u32]);
+}
+
+/// Nothing more.
+impl Extra for () {
+    fn panel(&self, _: usize) -> (Range<usize>, &[u32]) {
+        (0..0, &[])
+    }
+}
+
+/// Expanded panels of this many `k` words stay in the second-level cache together with a tile's operands.
+pub(crate) const CHUNK: usize = 1024;
+
+/// Computes `left right + extra_left extra` and hands each tile to `store(rows, panel, tile)`, tile rows being
+/// [`COLUMNS`] long.
+pub(crate) fn multiply<E: Compute>(
+    rows: RowPanels,
+    left: Left<'_>,
+    right: &impl Right,
+    extra_left: Left<'_>,
+    extra: &impl Extra,
+    store: &(impl Fn(Range<usize>, usize, &mut [f32]) + Sync),
+) {
+    let kernels = E::kernels();
+    let plan = Plan::new(rows.count, right.panels());
+    pool::run(plan.jobs(), &|job| {
+        let (row_panels, panels) = plan.job(job);
+        let chunk = right.chunk().min(right.k_words());
+        let mut scratch = Scratch::take(if right.chunk() == usize::MAX {
+            0
+        } else {
+            chunk.next_multiple_of(COLUMNS) * COLUMNS
+        });
+        let several = chunk < right.k_words();
+        let tile_len = ROWS * COLUMNS;
+        let mut tiles = Scratch::take(if several { row_panels.len() } else { 1 } * tile_len);
+        let tiles: &mut [f32] = bytemuck::cast_slice_mut(&mut tiles);
+        for panel in panels {
+            let (extra_k, extra_words) = extra.panel(panel);
+            let mut k = 0..chunk;
+            loop {
+                let last = k.end == right.k_words();
+                let b = right.panel(panel, k.clone(), &mut scratch);
+                for (i, row_panel) in row_panels.clone().enumerate() {
+                    let range = rows.rows_of(row_panel);
+                    let tile = &mut tiles[if several { i } else { 0 } * tile_len..][..tile_len];
+                    let segments = [
+                        Segment { a: left.part(&range, k.clone()), b, words: k.len() },
+                        Segment {
+                            a: extra_left.part(&range, extra_k.clone()),
+                            b: extra_words,
+                            words: extra_k.len(),
+                        },
+                    ];
+                    let segments = &segments[..if last { 2 } else { 1 }];
+                    (kernels.tile)(tile, k.start > 0, segments, range.len(), COLUMNS);
+                    if last {
+                        store(range, panel, tile);
+                    }
+                }
+                if last {
+                    break;
+                }
+                k = k.end..(k.end + chunk).min(right.k_words());
+            }
+        }
+    });
+}
+
+/// How a product is cut: blocks of row panels times groups of column panels.
+struct Plan {
+    row_panels: usize,
+    row_blocks: usize,
+    panels: usize,
+    group: usize,
+}
+
+impl Plan {
+    /// Several jobs for each thread, so that a late thread costs little; few row blocks, as each expands its panels
+    /// anew.
+    fn new(row_panels: usize, panels: usize) -> Self {
+        const MOST_ROW_PANELS: usize = 1024 / ROWS;
+        const FEWEST_ROW_PANELS: usize = 8;
+        let jobs = 8 * pool::threads();
+        let few = row_panels.div_ceil(MOST_ROW_PANELS);
+        let many = (row_panels / FEWEST_ROW_PANELS).max(1);
+        let row_blocks = jobs.div_ceil(panels.max(1)).clamp(few, many.max(few));
+        let group = (panels * row_blocks / (4 * jobs)).clamp(1, panels.max(1));
+        Self { row_panels, row_blocks, panels, group }
+    }
+    fn jobs(&self) -> usize {
+        self.row_blocks * self.panels.div_ceil(self.group)
+    }
+    /// Neighbouring jobs share their column panels.
+    fn job(&self, job: usize) -> (Range<usize>, Range<usize>) {
+        let (group, block) = (job / self.row_blocks, job % self.row_blocks);
+        let start = |block: usize| block * self.row_panels / self.row_blocks;
+        let first = group * self.group;
+        (start(block)..start(block + 1), first..(first + self.group).min(self.panels))
+    }
+}
+
+/// Packs one panel of rows.
+pub(crate) fn pack_rows<'a, E: Compute>(
+    kernels: &Kernels<E>,
+    out: &mut [u32],
+    rows: Range<usize>,
+    row: impl Fn(usize) -> &'a [E],
+) {
+    let mut slices: [&[E]; 16] = [&[]; 16];
+    let count = rows.len();
+    for (slice, t) in slices.iter_mut().zip(rows) {
+        *slice = row(t);
+    }
+    (kernels.pack)(out, count, &slices[..count]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_covers_every_tile_once() {
+        for row_panels in [1, 2, 7, 8, 19, 69, 86, 400] {
+            for panels in [1, 2, 3, 17, 18, 96, 1536] {
+                let plan = Plan::new(row_panels, panels);
+                let mut seen = vec![0; row_panels * panels];
+                for job in 0..plan.jobs() {
+                    let (row_panels, columns) = plan.job(job);
+                    for row_panel in row_panels {
+                        columns.clone().for_each(|panel| seen[row_panel * panels + panel] += 1);
+                    }
+                }
+                assert!(seen.iter().all(|n| *n == 1), "{row_panels} x {panels}");
+            }
+        }
+    }
+
+    #[test]
+    fn row_panels_are_even() {
+        for rows in 1..200 {
+            let panels = RowPanels::new(rows);
+            let heights: Vec<usize> = (0..panels.count).map(|p| panels.rows_of(p).len()).collect();
+            assert_eq!(heights.iter().sum::<usize>(), rows);
+            assert!(heights.iter().all(|h| (1..=ROWS).contains(h) && heights[0].abs_diff(*h) <= 1));
+        }
+    }
+}
