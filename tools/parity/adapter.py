@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, GgufConfig
 from transformers.utils import logging
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -82,8 +82,8 @@ class Scorer:
 
 
 def load_model(base, run, dtype):
-    where = (base, {}) if base.is_dir() else (base.parent, {"gguf_file": base.name})
-    model = AutoModelForCausalLM.from_pretrained(where[0], dtype=dtype, **where[1])
+    options = {} if base.is_dir() else {"gguf_file": base.name, "quantization_config": GgufConfig(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(base if base.is_dir() else base.parent, dtype=dtype, **options)
     return PeftModel.from_pretrained(model, run, autocast_adapter_dtype=False).to(dtype).eval()
 
 
@@ -116,15 +116,17 @@ def main():
     names = [label["text"] for label in frozen["labels"]]
     temperature = (frozen.get("calibration") or {}).get("temperature", 1.0)
     tokenizer = Tokenizer.from_file(str(args.run / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True  # a query that spells a special token is plain characters
     rows = read_rows(args.data, args.predictions, args.n)
-    agreed, right, theirs_right, widest, began = 0, 0, 0, 0.0, time.perf_counter()
+    agreed, right, theirs_right, widest = 0, 0, 0, 0.0
     with torch.inference_mode():
         scorer = Scorer(load_model(args.base, args.run, DTYPES[args.dtype]), frozen["prompt"]["prefix_ids"],
                         frozen["prompt"]["suffix_ids"], [label["ids"] for label in frozen["labels"]])
+        began = time.perf_counter()
         for row in rows:
             if row["predicted"] not in names:
                 refuse(f"predicted label {row['predicted']!r} is not a label of {args.run}")
-            query = tokenizer.encode(row["text"], add_special_tokens=False).ids
+            query = tokenizer.encode(row["text"].strip(), add_special_tokens=False).ids[:frozen["prompt"]["max_tokens"]]
             probabilities = (scorer.score(query) / temperature).softmax(0)
             best = names[int(probabilities.argmax())]
             difference = abs(probabilities[names.index(row["predicted"])].item() - row["probability"])

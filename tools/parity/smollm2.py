@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging
 
 import manifest
@@ -111,7 +111,8 @@ def main():
     args = parser.parse_args()
     logging.disable_progress_bar()
     tokenizer = load_tokenizer(args.gguf)
-    model = AutoModelForCausalLM.from_pretrained(args.gguf.parent, gguf_file=args.gguf.name, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(args.gguf.parent, gguf_file=args.gguf.name, dtype=torch.float32,
+                                                 quantization_config=GgufConfig(dequantize=True)).eval()
     batch = examples(tokenizer)
     prompts = [encode(tokenizer, text) for text in PROMPTS]
 

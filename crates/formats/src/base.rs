@@ -44,8 +44,8 @@ impl BaseModel {
     ///
     /// # Errors
     /// [`Error::NotAModel`] when it is neither; [`Error::Shape`], [`Error::MissingTensor`] or
-    /// [`Error::Unsupported`] when the tensors are not those that the configuration asks for; and those of the
-    /// formats.
+    /// [`Error::Unsupported`] when the tensors are not those that the configuration asks for; and those of
+    /// the formats.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if path.is_dir() { Self::open_folder(path) } else { Self::open_gguf(path) }
@@ -127,13 +127,14 @@ impl BaseModel {
         }
     }
 
-    /// The names of all stored tensors in Hugging Face's naming, sorted; a tied output head is not among them.
+    /// The names of all stored tensors in Hugging Face's naming, sorted; a tied output head is not among
+    /// them.
     pub fn tensor_names(&self) -> Vec<&str> {
         self.slots.keys().map(String::as_str).collect()
     }
 
-    /// The tensor of a Hugging Face name, such as `model.layers.0.self_attn.q_proj.weight`, with Hugging Face's
-    /// order of rows; `lm_head.weight` is the embedding table where the two are tied.
+    /// The tensor of a Hugging Face name, such as `model.layers.0.self_attn.q_proj.weight`, with Hugging
+    /// Face's order of rows; `lm_head.weight` is the embedding table where the two are tied.
     ///
     /// # Errors
     /// [`Error::MissingTensor`]; [`Error::Unsupported`] for a type that is not of floats or known blocks.
@@ -160,12 +161,19 @@ impl BaseModel {
     /// The model's tokenizer.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::from_gguf`] or [`Tokenizer::from_folder`].
+    /// Those of [`Tokenizer::from_gguf`] or [`Tokenizer::from_folder`]; [`Error::Unsupported`] when it has tokens
+    /// beyond the model's vocabulary.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        match &self.weights {
+        let tokenizer = match &self.weights {
             Weights::Gguf(gguf) => Tokenizer::from_gguf(gguf),
             Weights::Safetensors(_) => Tokenizer::from_folder(&self.path),
+        }?;
+        let (largest, rows) = (tokenizer.largest_id(), self.config.vocab_size);
+        if largest as usize >= rows {
+            let supported = format!("less than {rows}, the rows of the model's embedding table");
+            return Err(Error::unsupported(&self.path, "largest token id", largest.to_string(), supported));
         }
+        Ok(tokenizer)
     }
 
     /// The source of the chat template that came with the model.
@@ -173,8 +181,8 @@ impl BaseModel {
         self.chat_template.as_deref()
     }
 
-    /// The SHA-256 of the weight file in hexadecimal, computed at the first call; of several files, that of the
-    /// lines `hash  name` in the order of their names, as `sha256sum` prints them.
+    /// The SHA-256 of the weight file in hexadecimal, computed at the first call; of several files, that of
+    /// the lines `hash  name` in the order of their names, as `sha256sum` prints them.
     pub fn sha256(&self) -> &str {
         self.sha256.get_or_init(|| match &self.weights {
             Weights::Gguf(gguf) => store::sha256_hex(gguf.bytes()),
@@ -211,8 +219,9 @@ fn file_stem(path: &Path) -> String {
     name.unwrap_or(whole.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// Undoes the row order of llama.cpp's converter, which puts the two rows that one rotation pairs side by side;
-/// Hugging Face keeps the first members of all pairs of a head before the second ones. Rows move as stored bytes.
+/// Undoes the row order of llama.cpp's converter, which puts the two rows that one rotation pairs side by
+/// side; Hugging Face keeps the first members of all pairs of a head before the second ones. Rows move as
+/// stored bytes.
 fn split_pairs(tensor: &Tensor<'_>, heads: usize) -> Tensor<'static> {
     let head_rows = tensor.rows() / heads;
     let mut bytes = Vec::with_capacity(tensor.bytes.len());

@@ -210,8 +210,8 @@ impl Adapter {
     /// Reads `adapter_config.json` and `adapter_model.safetensors` in `folder`.
     ///
     /// # Errors
-    /// [`Error::Read`], [`Error::Json`], [`Error::Malformed`]; [`Error::Unsupported`] naming a setting of another
-    /// method than LoRA; [`Error::Shape`] when a matrix has not the rank of the settings.
+    /// [`Error::Read`], [`Error::Json`], [`Error::Malformed`]; [`Error::Unsupported`] naming a setting of
+    /// another method than LoRA; [`Error::Shape`] when a matrix has not the rank of the settings.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let path = folder.join(CONFIG);

@@ -80,8 +80,8 @@ impl Rope {
         }
     }
 
-    /// The rotary settings of a GGUF file that lists `divisors`: Llama 3's, if they are those of its rule with
-    /// the settings its converter used, so that both forms of one model give one configuration.
+    /// The rotary settings of a GGUF file that lists `divisors`: Llama 3's, if they are those of its rule
+    /// with the settings its converter used, so that both forms of one model give one configuration.
     pub(crate) fn from_divisors(theta: f64, divisors: Vec<f32>) -> Self {
         let head_dim = 2 * divisors.len();
         let unscaled = Self { theta, scaling: None };

@@ -43,8 +43,8 @@ impl SafetensorsFolder {
     /// Opens `model.safetensors` in the folder at `path`, or the shards of `model.safetensors.index.json`.
     ///
     /// # Errors
-    /// [`Error::Read`] when neither is there; [`Error::Malformed`] when a file breaks its format, an index names
-    /// a file outside the folder, or a shard lacks a tensor that the index promises.
+    /// [`Error::Read`] when neither is there; [`Error::Malformed`] when a file breaks its format, an index
+    /// names a file outside the folder, or a shard lacks a tensor that the index promises.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let mut folder = Self { path: path.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };

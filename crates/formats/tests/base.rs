@@ -102,7 +102,8 @@ fn a_gguf_file_is_the_same_model_as_its_folder() {
             assert!((found - expected).abs() <= 1e-6 * expected);
         }
         let mut config = gguf.config.clone();
-        // The fixture's scaling is not that of a published Llama, so the file's divisors stand for themselves.
+        // The fixture's scaling is not that of a published Llama, so the file's divisors stand for
+        // themselves.
         config.rope = folder.config.rope.clone();
         assert_eq!(config, folder.config);
         assert_eq!((gguf.name(), folder.name()), ("Tiny Llama", name));
@@ -291,4 +292,24 @@ fn a_tensor_that_does_not_fit_the_configuration_is_named() {
     assert!(error.contains("`blk.0.attn_q.bias`"), "{error}");
     let model = open("tied");
     assert!(matches!(model.tensor("model.layers.9.mlp.up_proj.weight"), Err(Error::MissingTensor { .. })));
+}
+
+#[test]
+fn a_tokenizer_with_more_tokens_than_the_model_is_refused() {
+    let tokens: Vec<String> = (0..98).map(|id| format!("t{id}")).collect();
+    let with = |count: usize| {
+        let (kept, path) = to_gguf(&open("tied"), |writer| {
+            writer.set("tokenizer.ggml.model", "gpt2");
+            writer.set("tokenizer.ggml.pre", "gpt-2");
+            writer.set("tokenizer.ggml.tokens", tokens[..count].to_vec());
+            writer.set("tokenizer.ggml.token_type", vec![1i32; count]);
+            writer.set("tokenizer.ggml.merges", Vec::<String>::new());
+        });
+        let tokenizer = BaseModel::open(path).unwrap().tokenizer();
+        drop(kept);
+        tokenizer
+    };
+    assert_eq!(with(97).unwrap().vocab_size(), 97);
+    let error = with(98).unwrap_err().to_string();
+    assert!(error.contains("largest token id") && error.contains("97"), "{error}");
 }

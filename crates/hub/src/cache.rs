@@ -120,8 +120,8 @@ pub(crate) fn shards(index: &Path) -> Result<Vec<String>> {
         weight_map: std::collections::BTreeMap<String, String>,
     }
     let text = fs::read(index).map_err(Error::read(index))?;
-    let Index { weight_map } =
-        serde_json::from_slice(&text).map_err(|e| Error::Read { path: index.to_owned(), source: e.into() })?;
+    let Index { weight_map } = serde_json::from_slice(&text)
+        .map_err(|e| Error::Read { path: index.to_owned(), source: e.into() })?;
     let shards: std::collections::BTreeSet<_> = weight_map.into_values().collect();
     shards.iter().try_for_each(|file| check_relative(file, || index.display().to_string()))?;
     Ok(shards.into_iter().collect())

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use reqwest::{
     Method, Response, StatusCode, Url,
-    header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, IF_RANGE, LOCATION, RANGE, RETRY_AFTER},
+    header::{
+        ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, IF_RANGE, LOCATION, RANGE,
+        RETRY_AFTER,
+    },
 };
 
 use crate::{
@@ -35,7 +38,7 @@ impl Default for Backoff {
             tries: 5,
             first: Duration::from_millis(500),
             // The hub counts requests over five minutes.
-            longest: Duration::from_secs(300),
+            longest: Duration::from_mins(5),
             sleep: std::thread::sleep,
         }
     }
@@ -47,6 +50,8 @@ pub(crate) enum Fault {
     Final(Error),
     /// Another try may succeed, after the wait that the server asked for.
     Passing(Error, Option<Duration>),
+    /// Another try may succeed, and this one brought enough that the count begins anew.
+    Advanced(Error),
 }
 
 impl From<Error> for Fault {
@@ -79,7 +84,9 @@ impl Facts {
         }
         if let Some(etag) = text("x-linked-etag") {
             (self.etag, self.linked) = (Some(bare(etag)), true);
-        } else if !self.linked && let Some(etag) = text(ETAG.as_str()) {
+        } else if !self.linked
+            && let Some(etag) = text(ETAG.as_str())
+        {
             self.etag = Some(bare(etag));
         }
         let own = text(CONTENT_LENGTH.as_str()).filter(|_| !redirect && !self.linked);
@@ -134,8 +141,13 @@ impl<'h> Client<'h> {
         self.retry(url, async || Ok(self.open(Method::HEAD, url, None, what).await?.facts)).await
     }
 
-    /// One try at a GET; `resume` is where to start and the ETag that the file must still have.
-    pub(crate) async fn get(&self, url: &Url, resume: Option<(u64, &str)>, what: &str) -> Result<Reply, Fault> {
+    /// One try at a GET; `resume` is where to start and the `ETag` that the file must still have.
+    pub(crate) async fn get(
+        &self,
+        url: &Url,
+        resume: Option<(u64, &str)>,
+        what: &str,
+    ) -> Result<Reply, Fault> {
         self.open(Method::GET, url, resume, what).await
     }
 
@@ -151,6 +163,10 @@ impl<'h> Client<'h> {
                 Ok(value) => return Ok(value),
                 Err(Fault::Final(error)) => return Err(error),
                 Err(Fault::Passing(error, asked)) => (error, asked),
+                Err(Fault::Advanced(error)) => {
+                    tries = 0;
+                    (error, None)
+                }
             };
             tries += 1;
             if tries >= self.backoff.tries {
@@ -180,7 +196,8 @@ impl<'h> Client<'h> {
         let (mut at, mut facts) = (url.clone(), Facts::default());
         for _ in 0..=MAX_REDIRECTS {
             let home = at.origin() == self.endpoint.origin();
-            let mut request = self.http.request(method.clone(), at.clone()).header(ACCEPT_ENCODING, "identity");
+            let mut request =
+                self.http.request(method.clone(), at.clone()).header(ACCEPT_ENCODING, "identity");
             if home && let Some(token) = self.token {
                 request = request.header(AUTHORIZATION, token.header()?);
             }
@@ -220,13 +237,18 @@ impl<'h> Client<'h> {
     fn refusal(&self, at: &Url, home: bool, response: &Response, what: &str) -> Fault {
         let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
         let (status, url) = (response.status().as_u16(), shown(at));
-        let message = text("x-error-message").map(|text| format!(": {}", text.chars().take(300).collect::<String>()));
+        let message =
+            text("x-error-message").map(|text| format!(": {}", text.chars().take(300).collect::<String>()));
         let message = message.unwrap_or_default();
         let (repository, signed_in) = (self.repository.to_owned(), self.token.is_some());
         Fault::Final(match (status, text("x-error-code")) {
             (408 | 429 | 500 | 502 | 503 | 504, _) => {
+                // The hub gives seconds; after a date the own backoff must do.
                 let asked = text(RETRY_AFTER.as_str()).and_then(|seconds| seconds.trim().parse().ok());
-                return Fault::Passing(Error::Status { url, status, message }, asked.map(Duration::from_secs));
+                return Fault::Passing(
+                    Error::Status { url, status, message },
+                    asked.map(Duration::from_secs),
+                );
             }
             (401 | 403, Some("GatedRepo")) if home => Error::Gated {
                 page: self.url(repository.split('/')).into(),
@@ -238,18 +260,21 @@ impl<'h> Client<'h> {
                 what: what.to_owned(),
                 url,
                 status,
-                hint: match signed_in {
-                    true => "; a private repository also needs a token that may read it".to_owned(),
-                    false => "; a private repository needs HF_TOKEN".to_owned(),
-                },
+                hint: if signed_in {
+                    "; a private repository also needs a token that may read it"
+                } else {
+                    "; a private repository needs HF_TOKEN"
+                }
+                .to_owned(),
             },
             (401 | 403, _) if home => Error::Refused {
                 what: what.to_owned(),
                 status,
                 message,
-                advice: match signed_in {
-                    true => "check that the token in HF_TOKEN (or the token file) is valid and may read it",
-                    false => "set HF_TOKEN to a token that may read it",
+                advice: if signed_in {
+                    "check that the token in HF_TOKEN (or the token file) is valid and may read it"
+                } else {
+                    "set HF_TOKEN to a token that may read it"
                 },
             },
             _ => Error::Status { url, status, message },

@@ -11,11 +11,14 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     cache::RepositoryCache,
-    client::{Client, Fault, Reply, broken, protocol},
+    client::{Client, Fault, Reply, broken, protocol, shown},
     error::{Error, Result},
     lock,
     progress::Progress,
 };
+
+/// A try that brought this many bytes before it broke is progress, however many have broken before.
+const ENOUGH: u64 = 1 << 20;
 
 /// A file on the hub.
 pub(crate) struct Remote {
@@ -37,7 +40,7 @@ impl Remote {
         self.size.saturating_sub(fs::metadata(cache.incomplete(&self.etag)).map_or(0, |m| m.len()))
     }
 
-    /// The SHA-256 that the bytes must have, where the ETag is one.
+    /// The SHA-256 that the bytes must have, where the `ETag` is one.
     fn sha256(&self) -> Option<&str> {
         (self.etag.len() == 64 && self.etag.bytes().all(|b| b.is_ascii_hexdigit())).then_some(&self.etag)
     }
@@ -96,7 +99,8 @@ async fn receive(
     incomplete: &Path,
     progress: &mut dyn Progress,
 ) -> Result<Outcome> {
-    let file = OpenOptions::new().create(true).append(true).open(incomplete).map_err(Error::write(incomplete))?;
+    let file =
+        OpenOptions::new().create(true).append(true).open(incomplete).map_err(Error::write(incomplete))?;
     let length = file.metadata().map_err(Error::read(incomplete))?.len();
     let mut part = Part { file, path: incomplete, length };
     if part.length > remote.size {
@@ -110,7 +114,13 @@ async fn receive(
             }
             let resume = (part.length > 0).then_some((part.length, remote.etag.as_str()));
             let reply = client.get(&remote.url, resume, &remote.what).await?;
-            append(&mut part, remote, reply, progress).await
+            let before = part.length;
+            match append(&mut part, remote, reply, progress).await {
+                Err(Fault::Passing(error, _)) if part.length >= before + ENOUGH => {
+                    Err(Fault::Advanced(error))
+                }
+                other => other,
+            }
         })
         .await?;
     part.file.sync_all().map_err(Error::write(incomplete))?;
@@ -154,13 +164,17 @@ async fn append(
         let bytes = chunk.len() as u64;
         if part.length + bytes > remote.size {
             part.clear()?;
-            return Err(protocol(&remote.url, format!("it sent more than the {} bytes announced", remote.size)).into());
+            return Err(protocol(
+                &remote.url,
+                format!("it sent more than the {} bytes announced", remote.size),
+            )
+            .into());
         }
         part.write(&chunk)?;
         progress.advance(bytes);
     }
     if part.length < remote.size {
-        let (url, expected, found) = (crate::client::shown(&remote.url), remote.size, part.length);
+        let (url, expected, found) = (shown(&remote.url), remote.size, part.length);
         return Err(Fault::Passing(Error::CutShort { url, expected, found }, None));
     }
     Ok(Outcome::Whole)
@@ -187,7 +201,7 @@ impl Part<'_> {
     }
 }
 
-/// Compares the bytes with the SHA-256 that the ETag gives; a file without one has its size checked by now.
+/// Compares the bytes with the SHA-256 that the `ETag` gives; a file without one has its size checked by now.
 fn verify(path: &Path, remote: &Remote) -> Result<Result<()>> {
     let Some(expected) = remote.sha256() else { return Ok(Ok(())) };
     let found = sha256(File::open(path).map_err(Error::read(path))?).map_err(Error::read(path))?;

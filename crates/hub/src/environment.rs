@@ -43,7 +43,7 @@ pub(crate) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Hub {
         offline,
         python: folder("FRONTDESK_PYTHON"),
         backoff: Backoff::default(),
-        stall: Duration::from_secs(60),
+        stall: Duration::from_mins(1),
     }
 }
 

@@ -87,7 +87,9 @@ pub enum Error {
         endpoint: String,
     },
     /// The token holds a character that no header can hold. The token is not shown.
-    #[error("the token in HF_TOKEN (or the token file) holds a line break or another control character: set it anew")]
+    #[error(
+        "the token in HF_TOKEN (or the token file) holds a line break or another control character: set it anew"
+    )]
     MalformedToken,
     /// The runtime or the client could not start.
     #[error("could not start the network client")]
@@ -143,7 +145,9 @@ pub enum Error {
         message: String,
     },
     /// The server asks for a longer wait than one would sit through.
-    #[error("{url} answered {status} and asks to come back in {wait_s} s: run the same command again then; what has arrived is kept")]
+    #[error(
+        "{url} answered {status} and asks to come back in {wait_s} s: run the same command again then; what has arrived is kept"
+    )]
     Busy {
         /// What was asked.
         url: String,
@@ -194,7 +198,9 @@ pub enum Error {
         reason: String,
     },
     /// The file on the server changed again and again while it was fetched.
-    #[error("`{file}` in `{repository}` changed on the server {times} times during the download: try again later")]
+    #[error(
+        "`{file}` in `{repository}` changed on the server {times} times during the download: try again later"
+    )]
     Unsteady {
         /// The repository.
         repository: String,
@@ -261,7 +267,9 @@ pub enum Error {
         output: String,
     },
     /// The package is not what the catalogue says.
-    #[error("the pip package {package} does not hold `{file}` in a readable form; pass the path of a model instead")]
+    #[error(
+        "the pip package {package} does not hold `{file}` in a readable form; pass the path of a model instead"
+    )]
     Package {
         /// The package.
         package: String,

@@ -111,14 +111,18 @@ mod tests {
 
     #[test]
     fn names_of_every_kind() {
-        assert!(matches!(Name::parse("smollm2-135m"), Ok(Name::Package(entry, _)) if entry.name == "smollm2-135m"));
+        assert!(
+            matches!(Name::parse("smollm2-135m"), Ok(Name::Package(entry, _)) if entry.name == "smollm2-135m")
+        );
         assert_eq!(repository("llama-3.2-1b"), ("meta-llama/Llama-3.2-1B-Instruct".into(), None));
         assert_eq!(repository("org/repo"), ("org/repo".into(), None));
         for name in ["org/repo:a.gguf", "org/repo/a.gguf"] {
             assert_eq!(repository(name), ("org/repo".into(), Some("a.gguf".into())));
         }
         assert_eq!(repository("org/repo/sub/a.GGUF"), ("org/repo".into(), Some("sub/a.GGUF".into())));
-        for name in ["/no/such/folder", "./org", "~/x", "model.gguf", "folder/model.gguf", "..", r"C:\model.gguf"] {
+        for name in
+            ["/no/such/folder", "./org", "~/x", "model.gguf", "folder/model.gguf", "..", r"C:\model.gguf"]
+        {
             assert!(matches!(Name::parse(name), Ok(Name::Path(_))), "{name}");
         }
     }
@@ -130,9 +134,14 @@ mod tests {
 
     #[test]
     fn names_of_no_kind_are_told_the_catalogue() {
-        for name in ["", "llama", "org/", "a/b/c", "a--b/c", "-a/b", "org/re po", "org/repo:model.bin", "org/.."] {
+        for name in
+            ["", "llama", "org/", "a/b/c", "a--b/c", "-a/b", "org/re po", "org/repo:model.bin", "org/.."]
+        {
             let error = Name::parse(name).unwrap_err();
-            assert!(matches!(&error, Error::UnknownName { known, .. } if known.contains("smollm2-135m")), "{name}");
+            assert!(
+                matches!(&error, Error::UnknownName { known, .. } if known.contains("smollm2-135m")),
+                "{name}"
+            );
         }
     }
 

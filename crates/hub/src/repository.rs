@@ -80,7 +80,9 @@ impl Pull<'_> {
         struct Sibling {
             rfilename: String,
         }
-        let url = self.client.url(["api", "models"].into_iter().chain(self.id.split('/')).chain(["revision", REVISION]));
+        let url = self
+            .client
+            .url(["api", "models"].into_iter().chain(self.id.split('/')).chain(["revision", REVISION]));
         let what = format!("repository `{}`", self.id);
         let text = self
             .client
@@ -107,7 +109,8 @@ impl Pull<'_> {
             missing.push(self.ask(commit, file).await?);
         }
         let blobs = self.cache.blobs()?;
-        let needed = missing.iter().map(|remote| remote.still_needed(&self.cache)).sum();
+        let needed =
+            missing.iter().fold(0, |sum: u64, remote| sum.saturating_add(remote.still_needed(&self.cache)));
         disk::require(&blobs, needed)?;
         for remote in missing {
             self.fetch_steady(commit, remote, progress).await?;
@@ -116,10 +119,17 @@ impl Pull<'_> {
     }
 
     /// Fetches a file, anew each time that the server's copy turns out to be another one.
-    async fn fetch_steady(&self, commit: &str, mut remote: Remote, progress: &mut dyn Progress) -> Result<()> {
+    async fn fetch_steady(
+        &self,
+        commit: &str,
+        mut remote: Remote,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
         const TIMES: u32 = 3;
         for _ in 0..TIMES {
-            if download::fetch(&self.client, &self.cache, &remote, progress).await? == download::Outcome::Whole {
+            if download::fetch(&self.client, &self.cache, &remote, progress).await?
+                == download::Outcome::Whole
+            {
                 return self.cache.link(commit, &remote.file, &remote.etag);
             }
             remote = self.ask(commit, &remote.file).await?;
@@ -127,7 +137,7 @@ impl Pull<'_> {
         Err(Error::Unsteady { repository: self.id.to_owned(), file: remote.file, times: TIMES })
     }
 
-    /// Asks the hub for a file's ETag and size.
+    /// Asks the hub for a file's `ETag` and size.
     async fn ask(&self, commit: &str, file: &str) -> Result<Remote> {
         let url = self.client.url(self.id.split('/').chain(["resolve", commit]).chain(file.split('/')));
         let what = format!("file `{file}` in `{}`", self.id);

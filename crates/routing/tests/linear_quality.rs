@@ -1,4 +1,9 @@
 //! The linear model on real data: `FRONTDESK_DATA` names a folder with `banking77/` and `clinc150/`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a helper of tests may fail and print as they may"
+)]
 
 use routing::linear::{LinearConfig, LinearModel};
 use std::collections::BTreeMap;

@@ -133,7 +133,7 @@ fn markdown_has_whole_tables_and_no_live_markup() {
     let markdown = report().to_markdown();
     assert!(markdown.contains("| tuned | 88.9% |"), "{markdown}");
     for line in markdown.lines().filter(|line| !line.starts_with("    ")) {
-        assert!(!line.contains("<script"), "{line}");
+        assert!(!line.replace("\\<", "").contains('<'), "{line}");
     }
     let mistakes = markdown.split("### Most confident mistakes").nth(1).unwrap();
     let columns = |line: &str| line.replace("\\|", "").matches('|').count();

@@ -1,5 +1,6 @@
 //! Metrics, comparisons and the linear model against what scikit-learn, statsmodels and scipy computed.
 //! `tools/parity/metrics.py` rebuilds the fixtures.
+#![allow(clippy::unwrap_used, reason = "a helper of tests may fail and print as they may")]
 
 use routing::compare::{Answers, Comparison, Interval, McNemar, wilson};
 use routing::linear::{LinearConfig, LinearModel};

@@ -27,7 +27,8 @@ impl ModelConfig {
     /// The configuration in the keys of a GGUF file.
     ///
     /// # Errors
-    /// [`Error::MissingKey`], or [`Error::Unsupported`] naming a key that might change what the model computes.
+    /// [`Error::MissingKey`], or [`Error::Unsupported`] naming a key that might change what the model
+    /// computes.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let path = gguf.path();
         let architecture = gguf.required(ARCHITECTURE, Value::as_str)?;

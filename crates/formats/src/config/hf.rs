@@ -87,7 +87,8 @@ impl ModelConfig {
     /// The text of a `config.json` with which transformers builds the same model.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] when the rotary scaling is a list of divisors, for which transformers has no key.
+    /// [`Error::Unsupported`] when the rotary scaling is a list of divisors, for which transformers has no
+    /// key.
     pub fn to_hf_json(&self) -> Result<String> {
         let rope_scaling = match self.rope.scaling {
             None => Value::Null,

@@ -13,7 +13,8 @@ use crate::{Error, Result, Rope};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Family {
-    /// Llama 2 and 3, SmolLM2 and others: RMSNorm, SwiGLU, rotary positions, grouped-query attention, no biases.
+    /// Llama 2 and 3, SmolLM2 and others: RMSNorm, SwiGLU, rotary positions, grouped-query attention, no
+    /// biases.
     Llama,
 }
 
@@ -57,6 +58,16 @@ const MOST_LAYERS: usize = 4096;
 const MOST_VALUES: usize = 1 << 28;
 
 impl ModelConfig {
+    /// Weights in all, norms included.
+    pub fn parameters(&self) -> usize {
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let attention = self.hidden_size * (2 * q + 2 * kv);
+        let feed_forward = 3 * self.hidden_size * self.intermediate_size;
+        let tables = if self.tied_embeddings { 1 } else { 2 };
+        self.layers * (attention + feed_forward + 2 * self.hidden_size)
+            + (tables * self.vocab_size + 1) * self.hidden_size
+    }
+
     /// Refuses sizes that cannot be a model's. `path` stands in the error.
     fn check(self, path: &Path) -> Result<Self> {
         let refuse = |key: &str, found: usize, supported: String| {

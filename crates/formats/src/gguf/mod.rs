@@ -98,7 +98,8 @@ impl Gguf {
         self.metadata.get(key)
     }
 
-    /// The value of a key as the type that `as_type` picks, such as [`Value::as_str`]; `None` without the key.
+    /// The value of a key as the type that `as_type` picks, such as [`Value::as_str`]; `None` without the
+    /// key.
     ///
     /// # Errors
     /// [`Error::Malformed`] when the value has another type.

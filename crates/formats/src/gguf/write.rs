@@ -37,7 +37,8 @@ impl<'a> GgufWriter<'a> {
     /// Adds a tensor under its own name, which in GGUF is not the Hugging Face one.
     ///
     /// # Panics
-    /// When a tensor of that name is there already, or its shape has more than four dimensions or an empty one.
+    /// When a tensor of that name is there already, or its shape has more than four dimensions or an empty
+    /// one.
     pub fn add(&mut self, tensor: Tensor<'a>) {
         assert!(
             self.tensors.iter().all(|known| known.name != tensor.name),

@@ -1,6 +1,7 @@
 //! The K types: super-blocks of 256 values in groups with their own small scales.
 //!
-//! A group's scale is `d` times a small integer; `Q2_K`, `Q4_K` and `Q5_K` also subtract a minimum made the same way.
+//! A group's scale is `d` times a small integer; `Q2_K`, `Q4_K` and `Q5_K` also subtract a minimum made the
+//! same way.
 
 use super::f16_at;
 

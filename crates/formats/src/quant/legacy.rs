@@ -1,7 +1,7 @@
 //! The types with blocks of 32 values: a scale `d`, for the `_1` types a minimum `m`, and integers `q`.
 //!
-//! Value `i` is `d * (q[i] - zero)` for the `_0` types and `d * q[i] + m` for the `_1` types. The low four bits
-//! of values `i` and `i + 16` share byte `i`; the fifth bits of the Q5 types stand in one 32-bit word.
+//! Value `i` is `d * (q[i] - zero)` for the `_0` types and `d * q[i] + m` for the `_1` types. The low four
+//! bits of values `i` and `i + 16` share byte `i`; the fifth bits of the Q5 types stand in one 32-bit word.
 
 use half::f16;
 

@@ -14,8 +14,8 @@ use crate::{Date, Error, Result};
 
 const NAME: &str = "chat template";
 
-/// The work that one rendering may take. A template comes with a model from somewhere; this bounds its time, and
-/// its memory to about 64 bytes a unit, far above what any real conversation needs.
+/// The work that one rendering may take. A template comes with a model from somewhere; this bounds its time,
+/// and its memory to about 64 bytes a unit, far above what any real conversation needs.
 const FUEL: u64 = 2_000_000;
 const RECURSION_LIMIT: usize = 100;
 
@@ -89,12 +89,12 @@ impl ChatTemplate {
         self
     }
 
-    /// The conversation as the text that the model reads; with `add_generation_prompt`, followed by the beginning
-    /// of the model's turn.
+    /// The conversation as the text that the model reads; with `add_generation_prompt`, followed by the
+    /// beginning of the model's turn.
     ///
-    /// Special tokens spelt out in a message stand in the text like the template's own. To keep a message from
-    /// ending its turn, render it as a placeholder and encode it on its own
-    /// with [`Tokenizer::encode_plain`](crate::Tokenizer::encode_plain).
+    /// Special tokens spelt out in a message stand in the text like the template's own. To keep a message
+    /// from ending its turn, render it as a placeholder and encode it on its own with
+    /// [`Tokenizer::encode_plain`](crate::Tokenizer::encode_plain).
     ///
     /// # Errors
     /// [`Error::Template`] when the template refuses the messages, fails, or works longer than it may;

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-/// Turns `{% generation %}` and `{% endgeneration %}`, which only mark what an assistant said, into an `if` that
-/// always holds, keeping the `-` and `+` marks that eat whitespace.
+/// Turns `{% generation %}` and `{% endgeneration %}`, which only mark what an assistant said, into an `if`
+/// that always holds, keeping the `-` and `+` marks that eat whitespace.
 pub(super) fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;

@@ -47,14 +47,21 @@ impl Pre {
     }
 
     fn pre_tokenizer(self) -> Json {
-        let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+        let byte_level = |use_regex: bool| {
+            json!({
+                "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex
+            })
+        };
         let sequence = |first: Json, then: Json| json!({"type": "Sequence", "pretokenizers": [first, then]});
         match self {
             Self::Gpt2 => byte_level(true),
             Self::SmolLm => sequence(json!({"type": "Digits", "individual_digits": true}), byte_level(true)),
             Self::Llama3 => sequence(
                 json!({
-                    "type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": false
+                    "type": "Split",
+                    "pattern": {"Regex": LLAMA3_SPLIT},
+                    "behavior": "Isolated",
+                    "invert": false
                 }),
                 byte_level(false),
             ),
@@ -66,8 +73,9 @@ impl Tokenizer {
     /// The tokenizer in the keys of a GGUF file.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] naming a tokenizer model or `pre` type that is not known; [`Error::MissingKey`];
-    /// [`Error::Malformed`] when tokens repeat or special ids lie outside the vocabulary.
+    /// [`Error::Unsupported`] naming a tokenizer model or `pre` type that is not known;
+    /// [`Error::MissingKey`]; [`Error::Malformed`] when tokens repeat or special ids lie outside the
+    /// vocabulary.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let path = gguf.path();
         let model = gguf.required(MODEL, Value::as_str)?;
@@ -85,7 +93,9 @@ impl Tokenizer {
             "normalizer": null,
             "pre_tokenizer": pre.pre_tokenizer(),
             "post_processor": post_processor(gguf, pre, &special)?,
-            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+            "decoder": {
+                "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true
+            },
             "model": {
                 "type": "BPE",
                 "dropout": null,
@@ -110,8 +120,8 @@ type Named = Option<(u32, String)>;
 struct SpecialTokens {
     /// Entries for `tokenizer.json`.
     added: Vec<Json>,
-    /// Where the run of special tokens at the end of the vocabulary begins: those are not the merging model's,
-    /// which might otherwise make one out of ordinary text.
+    /// Where the run of special tokens at the end of the vocabulary begins: those are not the merging
+    /// model's, which might otherwise make one out of ordinary text.
     first_outside: usize,
     bos: Named,
     eos: Named,

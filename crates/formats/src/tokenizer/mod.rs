@@ -52,8 +52,8 @@ impl Tokenizer {
         Ok(Self { path, inner, plain: OnceLock::new(), settings, eot_id })
     }
 
-    /// The ids of a text. No token is added; special tokens spelt out in the text become those tokens, so this is
-    /// for text that a template or this program made.
+    /// The ids of a text. No token is added; special tokens spelt out in the text become those tokens, so
+    /// this is for text that a template or this program made.
     ///
     /// # Errors
     /// [`Error::Tokenizer`].
@@ -81,8 +81,8 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of ids, with special tokens spelt out or left out. Bytes that are not UTF-8, as when a character
-    /// is cut in two, become U+FFFD.
+    /// The text of ids, with special tokens spelt out or left out. Bytes that are not UTF-8, as when a
+    /// character is cut in two, become U+FFFD.
     ///
     /// # Errors
     /// [`Error::Tokenizer`].
@@ -112,6 +112,11 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
+    /// The largest id of any token.
+    pub(crate) fn largest_id(&self) -> u32 {
+        self.inner.get_vocab(true).into_values().max().unwrap_or_default()
+    }
+
     /// The token that begins a text, if the model has one.
     pub fn bos_id(&self) -> Option<u32> {
         self.setting("bos_token").and_then(|token| self.id(token))
@@ -122,8 +127,8 @@ impl Tokenizer {
         self.setting("eos_token").and_then(|token| self.id(token))
     }
 
-    /// The token that ends a turn of a conversation: the one that the file names, else one with a name in common
-    /// use, else the one that ends a text.
+    /// The token that ends a turn of a conversation: the one that the file names, else one with a name in
+    /// common use, else the one that ends a text.
     pub fn eot_id(&self) -> Option<u32> {
         let by_name = || TURN_ENDS.iter().find_map(|token| self.id(token).filter(|&id| self.is_special(id)));
         self.eot_id.or_else(by_name).or_else(|| self.eos_id())

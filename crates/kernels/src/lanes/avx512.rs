@@ -140,6 +140,10 @@ impl Lanes for Avx512 {
         op!(_mm512_min_ps(a, b))
     }
     #[inline(always)]
+    fn sqrt(self, a: __m512) -> __m512 {
+        op!(_mm512_sqrt_ps(a))
+    }
+    #[inline(always)]
     fn round(self, a: __m512) -> __m512 {
         op!(_mm512_roundscale_ps::<0>(a))
     }

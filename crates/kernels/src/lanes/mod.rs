@@ -27,6 +27,11 @@ pub(crate) const fn pack<E>() -> usize {
     size_of::<f32>() / size_of::<E>()
 }
 
+/// Rows of `width` values that make a job long enough to be worth a thread.
+pub(crate) fn rows_per_job(width: usize) -> usize {
+    (32 * 1024 / width.max(1)).max(1)
+}
+
 /// Code that runs once per instruction set.
 pub(crate) trait Kernel {
     /// What it returns.
@@ -94,6 +99,8 @@ pub(crate) trait Lanes: Copy {
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     /// The smaller; `b` where either is NaN.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Square root.
+    fn sqrt(self, a: Self::V) -> Self::V;
     /// Nearest integers, for values below 2^22.
     fn round(self, a: Self::V) -> Self::V;
     /// `a 2^n` for integers `-126 <= n <= 127`.

@@ -105,6 +105,10 @@ impl Lanes for Portable {
         zip(a, b, |a, b| if a < b { a } else { b })
     }
     #[inline(always)]
+    fn sqrt(self, a: V) -> V {
+        a.map(f32::sqrt)
+    }
+    #[inline(always)]
     fn round(self, a: V) -> V {
         a.map(|a| (a + MAGIC) - MAGIC)
     }

@@ -45,6 +45,9 @@ pub fn read(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Dataset, Er
     if metadata.is_dir() {
         return Err(Error::IsDirectory { path: path.to_path_buf() });
     }
+    if !metadata.is_file() {
+        return Err(Error::NotAFile { path: path.to_path_buf() });
+    }
     let mut head = Vec::new();
     open(&path)?.take(HEAD_BYTES as u64).read_to_end(&mut head).map_err(|source| Error::io(&path, source))?;
     let format = sniff(&path, &head)?;

@@ -140,6 +140,8 @@ fn paths_that_are_no_files() {
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
     let error = read(folder.0.path(), &ReadOptions::default()).unwrap_err();
     assert!(matches!(error, Error::IsDirectory { .. }), "{error}");
+    #[cfg(unix)]
+    assert!(matches!(read("/dev/null", &ReadOptions::default()), Err(Error::NotAFile { .. })));
     let error = read(folder.0.path().join("no/such/file"), &ReadOptions::default()).unwrap_err();
     assert!(error.hint().contains("no folder"), "{}", error.hint());
 }

@@ -1,7 +1,7 @@
 //! The report as Markdown, for a pull request or a model card.
 
 use super::format::{count, percent, seconds};
-use super::section::{labels_by_errors, mix_ups};
+use super::section::{LabelErrors, labels_by_errors, mix_ups};
 use super::{ModelSection, Report};
 
 impl Report {
@@ -61,17 +61,18 @@ fn push_model(out: &mut Vec<String>, model: &ModelSection) {
         });
         out.push(format!("Calibration error {}.{routed}", percent(reliability.ece)));
     }
-    let labels = labels_by_errors(&model.metrics).into_iter().map(|(label, missed, taken_for)| {
-        vec![
-            plain(&label.label),
-            label.support.to_string(),
-            missed.to_string(),
-            format!("{:.3}", label.scores.precision),
-            format!("{:.3}", label.scores.recall),
-            format!("{:.3}", label.scores.f1),
-            taken_for.map_or(String::new(), |(other, times)| format!("{} ({times})", plain(other))),
-        ]
-    });
+    let labels =
+        labels_by_errors(&model.metrics).into_iter().map(|LabelErrors { label, missed, taken_for }| {
+            vec![
+                plain(&label.label),
+                label.support.to_string(),
+                missed.to_string(),
+                format!("{:.3}", label.scores.precision),
+                format!("{:.3}", label.scores.recall),
+                format!("{:.3}", label.scores.f1),
+                taken_for.map_or(String::new(), |(other, times)| format!("{} ({times})", plain(other))),
+            ]
+        });
     out.push(table(&["Label", "Rows", "Missed", "Precision", "Recall", "F1", "Taken most for"], labels));
     let pairs: Vec<String> = mix_ups(&model.metrics)
         .into_iter()

@@ -89,18 +89,25 @@ pub(super) fn mix_ups(metrics: &Metrics) -> Vec<(&str, &str, usize, usize)> {
     pairs
 }
 
-/// Labels with their number of missed rows, the worst first.
-pub(super) fn labels_by_errors(metrics: &Metrics) -> Vec<(&LabelScores, usize, Option<(&str, usize)>)> {
+/// A row of the table of labels.
+pub(super) struct LabelErrors<'a> {
+    pub(super) label: &'a LabelScores,
+    /// Rows of the label that were predicted as another.
+    pub(super) missed: usize,
+    /// The label they were most often taken for, and how often.
+    pub(super) taken_for: Option<(&'a str, usize)>,
+}
+
+/// All labels, the ones with the most missed rows first.
+pub(super) fn labels_by_errors(metrics: &Metrics) -> Vec<LabelErrors<'_>> {
     let confusion = &metrics.confusion;
-    let mut labels: Vec<_> = metrics
-        .per_label
-        .iter()
-        .enumerate()
-        .map(|(index, label)| {
-            (label, label.support - confusion.matrix[index][index], confusion.most_confused(index))
-        })
-        .collect();
-    labels.sort_by_key(|label| std::cmp::Reverse(label.1));
+    let errors = |(index, label): (usize, _)| LabelErrors {
+        label,
+        missed: confusion.support(index) - confusion.matrix[index][index],
+        taken_for: confusion.most_confused(index),
+    };
+    let mut labels: Vec<LabelErrors<'_>> = metrics.per_label.iter().enumerate().map(errors).collect();
+    labels.sort_by_key(|label| std::cmp::Reverse(label.missed));
     labels
 }
 
@@ -120,7 +127,7 @@ fn labels(metrics: &Metrics) -> Markup {
                         }
                     }
                     tbody {
-                        @for (label, missed, taken_for) in labels_by_errors(metrics) {
+                        @for LabelErrors { label, missed, taken_for } in labels_by_errors(metrics) {
                             @let scores = label.scores;
                             tr {
                                 td class="name" { (label.label) }

@@ -1,0 +1,180 @@
+//! Where an interrupted run goes on: one file, replaced atomically.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use engine::Snapshot;
+use formats::store;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::{Deserialize, Serialize};
+
+use crate::run::CHECKPOINT;
+use crate::{Error, Result};
+
+const STATE: &str = "state.safetensors";
+const PLAN: &str = "plan.json";
+const LOCK: &str = "lock";
+const KEY: &str = "frontdesk";
+
+/// The best adapter so far and how it was found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Best {
+    pub(crate) step: u64,
+    pub(crate) macro_f1: f64,
+    pub(crate) accuracy: f64,
+    /// Validations since without a better one.
+    pub(crate) misses: u32,
+    #[serde(skip)]
+    pub(crate) values: Vec<f32>,
+}
+
+/// All that a run needs to go on as if nothing had happened.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct State {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) best: Option<Best>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    /// Of everything that decides the result; a run goes on only with the same.
+    fingerprint: String,
+    steps: u64,
+    best: Option<Best>,
+}
+
+/// The checkpoint folder of a run, held by one process.
+pub(crate) struct Checkpoint {
+    folder: PathBuf,
+    fingerprint: String,
+    /// Released by the system when the process ends, however it ends.
+    _lock: File,
+}
+
+impl Checkpoint {
+    /// Creates the folder if need be and locks it.
+    pub(crate) fn hold(out: &Path, fingerprint: String) -> Result<Self> {
+        let folder = out.join(CHECKPOINT);
+        let failed = |path: &Path, source| Error::Io { path: path.to_path_buf(), action: "written", source };
+        std::fs::create_dir_all(&folder).map_err(|source| failed(&folder, source))?;
+        let path = folder.join(LOCK);
+        let lock = File::create(&path).map_err(|source| failed(&path, source))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { folder, fingerprint, _lock: lock }),
+            Err(std::fs::TryLockError::WouldBlock) => Err(Error::Busy { path: out.to_path_buf() }),
+            Err(std::fs::TryLockError::Error(source)) => Err(failed(&path, source)),
+        }
+    }
+
+    /// Where the plan of the run in `out` lies.
+    pub(crate) fn plan_path(out: &Path) -> PathBuf {
+        out.join(CHECKPOINT).join(PLAN)
+    }
+
+    /// Replaces the state on disk.
+    pub(crate) fn save(&self, state: &State) -> Result<()> {
+        let (fingerprint, steps) = (self.fingerprint.clone(), state.snapshot.steps);
+        let header = Header { fingerprint, steps, best: state.best.clone() };
+        let path = self.folder.join(STATE);
+        let header =
+            serde_json::to_string(&header).map_err(|source| Error::Json { path: path.clone(), source })?;
+        let best = state.best.as_ref().map_or(&[][..], |best| &best.values);
+        let Snapshot { parameters, first, second, .. } = &state.snapshot;
+        let named = [("parameters", &parameters[..]), ("first", first), ("second", second), ("best", best)];
+        let views = named.into_iter().filter_map(|(name, values)| {
+            let view = TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values));
+            Some((name, view.ok()?))
+        });
+        let metadata = HashMap::from([(KEY.to_owned(), header)]);
+        let bytes = safetensors::serialize(views, Some(metadata))
+            .map_err(|source| Error::Checkpoint { path: path.clone(), problem: source.to_string() })?;
+        Ok(store::write_atomically(&path, &bytes)?)
+    }
+
+    /// Reads the state, or `None` when the run was interrupted before its first checkpoint.
+    pub(crate) fn load(&self) -> Result<Option<State>> {
+        let path = self.folder.join(STATE);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::Io { path, action: "read", source }),
+        };
+        let broken = |problem: String| Error::Checkpoint { path: path.clone(), problem };
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| broken(error.to_string()))?;
+        let header = metadata.metadata().as_ref().and_then(|m| m.get(KEY));
+        let header = header.ok_or_else(|| broken("it has no header".into()))?;
+        let header: Header =
+            serde_json::from_str(header).map_err(|source| Error::Json { path: path.clone(), source })?;
+        if header.fingerprint != self.fingerprint {
+            return Err(Error::PlanChanged { what: "its data, base model or recipe" });
+        }
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|error| broken(error.to_string()))?;
+        let values = |name: &str| -> Result<Vec<f32>> {
+            let tensor = tensors.tensor(name).map_err(|error| broken(error.to_string()))?;
+            Ok(tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+        };
+        let best = match header.best {
+            Some(best) => Some(Best { values: values("best")?, ..best }),
+            None => None,
+        };
+        let (parameters, first, second) = (values("parameters")?, values("first")?, values("second")?);
+        Ok(Some(State { snapshot: Snapshot { parameters, first, second, steps: header.steps }, best }))
+    }
+
+    /// Removes the folder: the run is finished.
+    pub(crate) fn remove(self) -> Result<()> {
+        std::fs::remove_dir_all(&self.folder).map_err(|source| Error::Io {
+            path: self.folder.clone(),
+            action: "removed",
+            source,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> State {
+        let snapshot =
+            Snapshot { parameters: vec![1.0, -2.5], first: vec![0.1, 0.2], second: vec![3.0, 4.0], steps: 7 };
+        let best =
+            Best { step: 5, macro_f1: 0.1 + 0.2, accuracy: 1.0 / 3.0, misses: 2, values: vec![9.0, 8.0] };
+        State { snapshot, best: Some(best) }
+    }
+
+    #[test]
+    fn comes_back_bit_for_bit() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::hold(folder.path(), "f".into()).unwrap();
+        assert_eq!(checkpoint.load().unwrap(), None);
+        checkpoint.save(&state()).unwrap();
+        assert_eq!(checkpoint.load().unwrap(), Some(state()));
+        let without = State { best: None, ..state() };
+        checkpoint.save(&without).unwrap();
+        assert_eq!(checkpoint.load().unwrap(), Some(without));
+    }
+
+    #[test]
+    fn another_plan_and_another_process_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::hold(folder.path(), "f".into()).unwrap();
+        checkpoint.save(&state()).unwrap();
+        assert!(matches!(Checkpoint::hold(folder.path(), "f".into()), Err(Error::Busy { .. })));
+        drop(checkpoint);
+        let other = Checkpoint::hold(folder.path(), "g".into()).unwrap();
+        assert!(matches!(other.load(), Err(Error::PlanChanged { .. })));
+    }
+
+    #[test]
+    fn a_cut_file_is_an_error_not_a_start_from_zero() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::hold(folder.path(), "f".into()).unwrap();
+        checkpoint.save(&state()).unwrap();
+        let path = folder.path().join(CHECKPOINT).join(STATE);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        assert!(checkpoint.load().is_err());
+    }
+}

@@ -1,0 +1,146 @@
+//! What can go wrong between a data set and an answer.
+
+use std::path::PathBuf;
+
+/// This crate's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong between a data set and an answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The examples are at fault.
+    #[error(transparent)]
+    Data(#[from] routing::Error),
+    /// The model's files are at fault.
+    #[error(transparent)]
+    Files(#[from] formats::Error),
+    /// The engine could not do it.
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    /// The base model has no chat template.
+    #[error("the base model `{model}` has no chat template")]
+    NoTemplate {
+        /// Its name.
+        model: String,
+    },
+    /// The template does what a frozen prompt cannot follow.
+    #[error("the chat template of `{model}` {problem}")]
+    Template {
+        /// The model's name.
+        model: String,
+        /// What it does.
+        problem: &'static str,
+    },
+    /// There is a run in the way.
+    #[error("{}: there is already a run in this folder", path.display())]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// There is nothing to go on with.
+    #[error("{}: there is no interrupted run in this folder", path.display())]
+    NothingToResume {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The training has not come to its end.
+    #[error("{}: the training of this run was interrupted", path.display())]
+    Unfinished {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The folder is no run folder.
+    #[error("{}: is not a run folder, it has no frontdesk.json", path.display())]
+    NotARun {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file of the run folder is not the one that was written.
+    #[error("{}: its SHA-256 is {found}, frontdesk.json says {expected}", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// As recorded.
+        expected: String,
+        /// As read.
+        found: String,
+    },
+    /// The base model is another than the run was trained on.
+    #[error("{}: is not the base model of this run: its SHA-256 is {found}, expected {expected}", path.display())]
+    WrongBase {
+        /// The base model's file.
+        path: PathBuf,
+        /// As recorded.
+        expected: String,
+        /// As read.
+        found: String,
+    },
+    /// A file could not be read or written.
+    #[error("{}: cannot be {action}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried: `read`, `written`.
+        action: &'static str,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A JSON file of the run folder could not be understood.
+    #[error("{}: is not what this version of frontdesk writes", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A run is resumed with other data or another base model.
+    #[error("the run cannot go on: {what} changed since it began")]
+    PlanChanged {
+        /// What changed.
+        what: &'static str,
+    },
+    /// A checkpoint file that cannot be used.
+    #[error("{}: the checkpoint cannot be read: {problem}", path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Another process trains in the folder.
+    #[error("{}: another process is training in this folder", path.display())]
+    Busy {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+impl Error {
+    /// What to do next, when there is something.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Data(error) => return Some(error.hint()),
+            Self::NoTemplate { .. } => {
+                "use the model's instruct version, or a folder whose tokenizer_config.json has a chat_template"
+            }
+            Self::Occupied { .. } => "name another folder with --out, or delete this one first",
+            Self::NothingToResume { .. } => "leave --resume away to start a new run",
+            Self::Unfinished { .. } => "finish it with `frontdesk train --resume --out FOLDER`",
+            Self::NotARun { .. } => "name the folder that `frontdesk train --out` wrote",
+            Self::Changed { .. } => "copy the whole run folder again from where it was trained",
+            Self::WrongBase { .. } => "name the right file or folder with --base",
+            Self::Checkpoint { .. } => "delete the folder and train anew",
+            Self::Busy { .. } => "wait for it to end, or name another folder with --out",
+            Self::PlanChanged { .. } => "put the old files back, or start a new run in another folder",
+            Self::Engine(engine::Error::Diverged { .. }) => "try a lower --lr",
+            Self::Engine(engine::Error::TooLong { .. }) => {
+                "shorten the text, or lower --max-tokens in training"
+            }
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}

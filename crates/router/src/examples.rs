@@ -1,0 +1,141 @@
+//! From labelled texts to what the engine trains on.
+
+use std::collections::HashMap;
+
+use engine::{Balance, Example, LabelTrie};
+use formats::{BaseModel, Tokenizer};
+use routing::Dataset;
+
+use crate::manifest::{DataRecord, LabelRecord};
+use crate::plan::Recipe;
+use crate::prompt::{Prompt, Query};
+use crate::{Error, Result};
+
+/// The examples of a run, read and checked.
+#[derive(Debug, Clone)]
+pub struct TrainData {
+    /// Examples to train on.
+    pub(crate) train: Vec<routing::Example>,
+    /// Examples to validate on.
+    pub(crate) valid: Vec<routing::Example>,
+    /// The training file.
+    pub(crate) data: DataRecord,
+    /// The validation file, if there is one.
+    pub(crate) valid_file: Option<DataRecord>,
+}
+
+impl TrainData {
+    /// Checks the data, and holds validation examples out when there is no file of them: some of every label, with
+    /// duplicates on one side.
+    ///
+    /// # Errors
+    /// When the data cannot be trained on.
+    pub fn new(train: Dataset, valid: Option<Dataset>, recipe: &Recipe) -> Result<Self> {
+        train.check_trainable()?;
+        let data = record(&train);
+        if let Some(valid) = valid {
+            let valid_file = Some(record(&valid));
+            return Ok(Self { train: train.examples, valid: valid.examples, data, valid_file });
+        }
+        let most = recipe.max_validation as f64 / train.examples.len() as f64;
+        let share = recipe.validation_share.min(most);
+        let (kept, held) = routing::split(&train.examples, share, recipe.seed);
+        let take = |rows: Vec<usize>| rows.into_iter().map(|row| train.examples[row].clone()).collect();
+        Ok(Self { train: take(kept), valid: take(held), data, valid_file: None })
+    }
+
+    fn labels(&self) -> Vec<String> {
+        let mut labels: Vec<String> = self.train.iter().map(|example| example.label.clone()).collect();
+        labels.sort_unstable();
+        labels.dedup();
+        labels
+    }
+
+    fn varied(&self) -> bool {
+        let system = self.train.first().and_then(|example| example.system.clone());
+        self.train.iter().any(|example| example.system != system || !example.history.is_empty())
+    }
+}
+
+fn record(dataset: &Dataset) -> DataRecord {
+    let name = dataset.path.file_name().unwrap_or(dataset.path.as_os_str());
+    DataRecord {
+        name: name.to_string_lossy().into_owned(),
+        rows: dataset.examples.len(),
+        sha256: dataset.sha256.clone(),
+    }
+}
+
+/// The same examples as tokens.
+pub(crate) struct Encoded {
+    pub(crate) prompt: Prompt,
+    pub(crate) labels: Vec<LabelRecord>,
+    pub(crate) train: Vec<Example>,
+    /// Each training example's label.
+    pub(crate) train_labels: Vec<usize>,
+    pub(crate) valid: Vec<Vec<u32>>,
+    /// Each validation example's label; the number of labels where training has none such.
+    pub(crate) valid_labels: Vec<usize>,
+    /// Queries cut to the longest length.
+    pub(crate) cut: usize,
+}
+
+impl Encoded {
+    pub(crate) fn new(
+        data: &TrainData,
+        base: &BaseModel,
+        tokenizer: &Tokenizer,
+        recipe: &Recipe,
+    ) -> Result<Self> {
+        let model = base.name();
+        let template = base.chat_template().ok_or_else(|| Error::NoTemplate { model: model.to_owned() })?;
+        let varied = data.varied();
+        // The data's own system message, when all examples have the same.
+        let own = data.train.first().and_then(|example| example.system.as_deref()).filter(|_| !varied);
+        let system = own.unwrap_or(&recipe.system);
+        let prompt = Prompt::freeze(template, tokenizer, model, system, varied, recipe.max_tokens)?;
+        let names = data.labels();
+        let ids = names.iter().map(|n| prompt.encode_label(tokenizer, n)).collect::<Result<Vec<_>>>()?;
+        LabelTrie::new(&ids)?;
+        let index: HashMap<&str, usize> =
+            names.iter().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
+        let label_of =
+            |example: &routing::Example| index.get(example.label.as_str()).copied().unwrap_or(names.len());
+        let train_labels: Vec<usize> = data.train.iter().map(label_of).collect();
+        let factors = match recipe.balance {
+            Balance::Weight => Balance::factors(&train_labels),
+            Balance::None | Balance::Sample => vec![1.0; train_labels.len()],
+        };
+        let mut cut = 0;
+        let mut encode = |example: &routing::Example| -> Result<Vec<u32>> {
+            let (ids, was_cut) = prompt.encode(tokenizer, Query::from(example))?;
+            cut += usize::from(was_cut);
+            Ok(ids)
+        };
+        let mut train = Vec::with_capacity(data.train.len());
+        for ((example, &label), &weight) in data.train.iter().zip(&train_labels).zip(&factors) {
+            train.push(Example { query: encode(example)?, target: ids[label].clone(), weight });
+        }
+        let valid = data.valid.iter().map(&mut encode).collect::<Result<Vec<_>>>()?;
+        let mut counts = vec![0; names.len()];
+        train_labels.iter().for_each(|&label| counts[label] += 1);
+        let rows = names.iter().zip(ids).zip(counts);
+        let labels =
+            rows.map(|((text, ids), examples)| LabelRecord { text: text.clone(), ids, examples }).collect();
+        let valid_labels = data.valid.iter().map(label_of).collect();
+        Ok(Self { prompt, labels, train, train_labels, valid, valid_labels, cut })
+    }
+
+    /// The first examples as pieces of text, each with whether it carries loss.
+    pub(crate) fn show(&self, tokenizer: &Tokenizer, count: usize) -> Result<Vec<Vec<(String, bool)>>> {
+        let shown = self.train.iter().take(count).map(|example| {
+            let before: Vec<u32> = self.prompt.shared_ids().iter().chain(&example.query).copied().collect();
+            let mut pieces = vec![(tokenizer.decode(&before, false)?, false)];
+            for &token in &example.target {
+                pieces.push((tokenizer.decode(&[token], false)?, true));
+            }
+            Ok(pieces)
+        });
+        shown.collect()
+    }
+}

@@ -1,0 +1,96 @@
+//! What a training run will do: everything that decides its result.
+
+use std::path::PathBuf;
+
+use engine::{Balance, Lora, OptimizerOptions, Projection, Schedule};
+use serde::{Deserialize, Serialize};
+
+use crate::prompt::DEFAULT_SYSTEM;
+
+/// How to train, whatever the data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// What trains.
+    pub lora: Lora,
+    /// The optimizer's settings.
+    pub optimizer: OptimizerOptions,
+    /// Passes over the training examples.
+    pub epochs: f32,
+    /// Stop after this many steps, whatever the epochs.
+    pub max_steps: Option<u64>,
+    /// Examples a step.
+    pub batch: usize,
+    /// Rows computed at once; bounds the memory.
+    pub rows_per_pass: usize,
+    /// Of everything random.
+    pub seed: u64,
+    /// What is done about rare labels.
+    pub balance: Balance,
+    /// Steps between validations; `None`: four times in the run.
+    pub validate_every: Option<u64>,
+    /// Validations without a better macro-F1 after which training stops; `None`: never.
+    pub patience: Option<u32>,
+    /// Validation examples to hold out when no file is given: this share of the data, but at most
+    /// [`Recipe::max_validation`].
+    pub validation_share: f64,
+    /// At most this many validation examples are held out.
+    pub max_validation: usize,
+    /// The system message, when the data brings none.
+    pub system: String,
+    /// Longest query in tokens.
+    pub max_tokens: usize,
+    /// Share of the automatically routed queries that must be right.
+    pub target_precision: f64,
+}
+
+impl Default for Recipe {
+    /// The defaults, found on three data sets (`docs/log.md`).
+    fn default() -> Self {
+        Self {
+            lora: Lora { rank: 16, alpha: 16.0, rslora: false, projections: Projection::ALL.to_vec() },
+            optimizer: OptimizerOptions {
+                lr: 1e-3,
+                b_lr_ratio: 1.0,
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-8,
+                weight_decay: 0.0,
+                clip: 1.0,
+                warm_up: 0.05,
+                schedule: Schedule::Cosine,
+            },
+            epochs: 3.0,
+            max_steps: None,
+            batch: 32,
+            rows_per_pass: 1024,
+            seed: 0,
+            balance: Balance::None,
+            validate_every: None,
+            patience: None,
+            validation_share: 0.1,
+            max_validation: 500,
+            system: DEFAULT_SYSTEM.to_owned(),
+            max_tokens: 512,
+            target_precision: 0.97,
+        }
+    }
+}
+
+/// A run's inputs, kept in its folder so that `--resume` needs nothing else.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The training file.
+    pub data: PathBuf,
+    /// The validation file; without one, examples are held out.
+    pub valid: Option<PathBuf>,
+    /// Field of the text, when it was named.
+    pub text_field: Option<String>,
+    /// Field of the label, when it was named.
+    pub label_field: Option<String>,
+    /// The base model as the user named it.
+    pub base: String,
+    /// How to train.
+    pub recipe: Recipe,
+    /// Seconds between checkpoints; changes nothing in the result.
+    pub checkpoint_seconds: f32,
+}

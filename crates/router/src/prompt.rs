@@ -1,0 +1,200 @@
+//! The prompt around a query, rendered once from the base model's chat template and frozen with the run.
+
+use formats::{ChatTemplate, Message, Tokenizer};
+use routing::{Role, Turn};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The system message used when neither the data nor the user gives one.
+pub const DEFAULT_SYSTEM: &str =
+    "You are a helpful assistant who can route the following query to the relevant department.";
+
+/// Stands for a text while the template is rendered; no template or customer contains it.
+const MARK: &str = "\u{f8ff}\u{f8fe}\u{f8ff}";
+
+/// A query as it comes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Query<'a> {
+    /// What the customer wrote last.
+    pub text: &'a str,
+    /// A system message in place of the run's own.
+    pub system: Option<&'a str>,
+    /// The turns before, oldest first.
+    pub history: &'a [Turn],
+}
+
+impl<'a> Query<'a> {
+    /// A single message.
+    pub fn new(text: &'a str) -> Self {
+        Self { text, system: None, history: &[] }
+    }
+}
+
+impl<'a> From<&'a routing::Example> for Query<'a> {
+    fn from(example: &'a routing::Example) -> Self {
+        Self { text: &example.text, system: example.system.as_deref(), history: &example.history }
+    }
+}
+
+/// The frozen prompt: what stands before and after a query, as text and as tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prompt {
+    /// The run's system message.
+    pub system: String,
+    /// Everything before the query.
+    pub prefix: String,
+    /// Everything between the query and the label.
+    pub suffix: String,
+    /// `prefix` as tokens.
+    pub prefix_ids: Vec<u32>,
+    /// `suffix` as tokens.
+    pub suffix_ids: Vec<u32>,
+    /// The token that ends a label.
+    pub end_id: u32,
+    /// How many of `prefix_ids` all queries share, whatever their system message.
+    pub shared: usize,
+    /// Longest query in tokens; what is over is cut from the end.
+    pub max_tokens: usize,
+    /// The chat template itself, for queries with a system message or history of their own.
+    pub template: String,
+}
+
+impl Prompt {
+    /// Renders the template around a mark and splits there.
+    ///
+    /// With `varied`, queries may bring their own system message or history, and only what stands before the system
+    /// message is shared by all.
+    ///
+    /// # Errors
+    /// When the template cannot be rendered, or drops or doubles the texts given to it.
+    pub fn freeze(
+        template: &str,
+        tokenizer: &Tokenizer,
+        model: &str,
+        system: &str,
+        varied: bool,
+        max_tokens: usize,
+    ) -> Result<Self> {
+        let problem = |problem| Error::Template { model: model.to_owned(), problem };
+        let chat = ChatTemplate::new(template, tokenizer.bos_token(), tokenizer.eos_token())?;
+        let system = system.trim();
+        let mut messages = Vec::new();
+        if !system.is_empty() {
+            messages.push(Message::new("system", system));
+        }
+        messages.push(Message::new("user", MARK));
+        let rendered = chat.render(&messages, true)?;
+        let parts: Vec<&str> = rendered.split(MARK).collect();
+        let [prefix, suffix] = parts[..] else {
+            return Err(problem("does not show the user's message exactly once"));
+        };
+        messages.push(Message::new("assistant", MARK));
+        let answered = chat.render(&messages, false)?;
+        let end = answered.rsplit(MARK).next().unwrap_or_default();
+        let end_id = match tokenizer.encode(end)?.first() {
+            Some(&id) if tokenizer.is_special(id) => id,
+            _ => tokenizer.eos_id().ok_or_else(|| problem("ends a turn without a token for it"))?,
+        };
+        let prefix_ids = tokenizer.encode(prefix)?;
+        let shared = if varied {
+            let before =
+                rendered.split(if system.is_empty() { MARK } else { system }).next().unwrap_or_default();
+            let before = tokenizer.encode(before)?;
+            before.iter().zip(&prefix_ids).take_while(|(a, b)| a == b).count()
+        } else {
+            prefix_ids.len()
+        };
+        Ok(Self {
+            system: system.to_owned(),
+            prefix: prefix.to_owned(),
+            suffix: suffix.to_owned(),
+            suffix_ids: tokenizer.encode(suffix)?,
+            prefix_ids,
+            end_id,
+            shared,
+            max_tokens,
+            template: template.to_owned(),
+        })
+    }
+
+    /// The tokens that all queries begin with.
+    pub fn shared_ids(&self) -> &[u32] {
+        &self.prefix_ids[..self.shared]
+    }
+
+    /// The tokens of a query from the end of the shared beginning to where the label starts, and whether the text
+    /// was cut to fit.
+    ///
+    /// Text that spells a special token is read as plain characters: a customer cannot forge a turn.
+    ///
+    /// # Errors
+    /// When the query brings a system message or history and the run was not trained with such.
+    pub fn encode(&self, tokenizer: &Tokenizer, query: Query<'_>) -> Result<(Vec<u32>, bool)> {
+        let mut text = tokenizer.encode_plain(query.text.trim())?;
+        let cut = text.len() > self.max_tokens;
+        text.truncate(self.max_tokens);
+        let system = query.system.map_or(self.system.as_str(), str::trim);
+        let mut ids = if system == self.system && query.history.is_empty() {
+            self.prefix_ids[self.shared..].to_vec()
+        } else {
+            self.conversation(tokenizer, system, query.history)?
+        };
+        ids.extend(text);
+        ids.extend(&self.suffix_ids);
+        Ok((ids, cut))
+    }
+
+    /// The label's tokens with the end token.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn encode_label(&self, tokenizer: &Tokenizer, label: &str) -> Result<Vec<u32>> {
+        let mut ids = tokenizer.encode_plain(label)?;
+        ids.push(self.end_id);
+        Ok(ids)
+    }
+
+    /// Everything before the query's text, after the shared beginning, for a conversation of its own.
+    fn conversation(&self, tokenizer: &Tokenizer, system: &str, history: &[Turn]) -> Result<Vec<u32>> {
+        let model = || "the base model".to_owned();
+        let chat = ChatTemplate::new(&self.template, tokenizer.bos_token(), tokenizer.eos_token())?;
+        let turn = |turn: &Turn| match turn.role {
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        };
+        let mut texts = Vec::new();
+        let mut messages = Vec::new();
+        if !system.is_empty() {
+            messages.push(Message::new("system", MARK));
+            texts.push(system);
+        }
+        for past in history {
+            messages.push(Message::new(turn(past), MARK));
+            texts.push(past.text.trim());
+        }
+        messages.push(Message::new("user", MARK));
+        let rendered = chat.render(&messages, true)?;
+        let pieces: Vec<&str> = rendered.split(MARK).collect();
+        if pieces.len() != texts.len() + 2 {
+            return Err(Error::Template {
+                model: model(),
+                problem: "does not show every message exactly once",
+            });
+        }
+        let mut ids = Vec::new();
+        for (index, piece) in pieces[..pieces.len() - 1].iter().enumerate() {
+            ids.extend(tokenizer.encode(piece)?);
+            if let Some(text) = texts.get(index) {
+                ids.extend(tokenizer.encode_plain(text)?);
+            }
+        }
+        if !ids.starts_with(self.shared_ids()) {
+            return Err(Error::Template {
+                model: model(),
+                problem: "was frozen for one system message and no history, as the training data had it",
+            });
+        }
+        Ok(ids.split_off(self.shared))
+    }
+}

@@ -1,0 +1,134 @@
+//! The run folder: an adapter that PEFT loads, a tokenizer that transformers loads, and `frontdesk.json`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use engine::{Lora, Projection};
+use formats::{AdapterConfig, BaseModel, ModelConfig, Tokenizer, store};
+
+use crate::manifest::{FORMAT, Manifest};
+use crate::{Error, Result};
+
+pub(crate) const MANIFEST: &str = "frontdesk.json";
+pub(crate) const CHECKPOINT: &str = "checkpoint";
+
+/// A finished run on disk.
+#[derive(Debug)]
+pub struct RunFolder {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it says of itself.
+    pub manifest: Manifest,
+}
+
+impl RunFolder {
+    /// Opens a run and checks that every file is the one that was written.
+    ///
+    /// # Errors
+    /// When the folder is not a finished run, or a file was changed.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        let file = path.join(MANIFEST);
+        if !file.exists() {
+            let unfinished = path.join(CHECKPOINT).is_dir();
+            return Err(if unfinished { Error::Unfinished { path } } else { Error::NotARun { path } });
+        }
+        let manifest: Manifest = read_json(&file)?;
+        for (name, expected) in &manifest.files {
+            // Names come from the file; they must not lead out of the folder.
+            let plain = Path::new(name).file_name().is_some_and(|plain| plain == name.as_str());
+            let file = path.join(name);
+            let found =
+                if plain { store::sha256_file(&file)? } else { "not read: the name leads elsewhere".into() };
+            if found != *expected {
+                return Err(Error::Changed { path: file, expected: expected.clone(), found });
+            }
+        }
+        Ok(Self { path, manifest })
+    }
+
+    /// The adapter's values for a model of this shape.
+    ///
+    /// # Errors
+    /// When they cannot be read or do not fit.
+    pub fn adapter(&self, config: &ModelConfig) -> Result<engine::Adapter> {
+        let peft = formats::Adapter::read(&self.path)?;
+        let named = |p: &Projection| peft.config.target_modules.iter().any(|name| name == p.name());
+        let lora = Lora {
+            rank: peft.config.r,
+            alpha: peft.config.lora_alpha as f32,
+            rslora: peft.config.use_rslora,
+            projections: Projection::ALL.into_iter().filter(named).collect(),
+        };
+        Ok(engine::Adapter::from_tensors(lora, config, &peft.tensors)?)
+    }
+
+    /// The tokenizer that the run was trained with.
+    ///
+    /// # Errors
+    /// When its files cannot be read.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        Ok(Tokenizer::from_folder(&self.path)?)
+    }
+
+    /// Checks that `base` is what the run was trained on.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn check_base(&self, base: &BaseModel) -> Result<()> {
+        let (expected, found) = (self.manifest.base.sha256.clone(), base.sha256().to_owned());
+        if found == expected {
+            return Ok(());
+        }
+        Err(Error::WrongBase { path: base.path().to_path_buf(), expected, found })
+    }
+
+    /// Writes a finished run: `frontdesk.json` last, so that its presence means that all is there.
+    pub(crate) fn write(
+        path: &Path,
+        mut manifest: Manifest,
+        adapter: &engine::Adapter,
+        config: &ModelConfig,
+        tokenizer: &Tokenizer,
+    ) -> Result<Self> {
+        let mut target_modules: Vec<String> =
+            adapter.lora.projections.iter().map(|p| p.name().to_owned()).collect();
+        target_modules.sort_unstable();
+        let config_json = AdapterConfig {
+            base_model_name_or_path: Some(manifest.base.name.clone()),
+            revision: None,
+            r: adapter.lora.rank,
+            lora_alpha: f64::from(adapter.lora.alpha),
+            lora_dropout: 0.0,
+            use_rslora: adapter.lora.rslora,
+            target_modules,
+        };
+        formats::Adapter { config: config_json, tensors: adapter.to_tensors(config) }.write(path)?;
+        tokenizer.save(path)?;
+        manifest.format = FORMAT;
+        manifest.files = BTreeMap::new();
+        for name in
+            ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+        {
+            manifest.files.insert(name.to_owned(), store::sha256_file(&path.join(name))?);
+        }
+        write_json(&path.join(MANIFEST), &manifest)?;
+        Ok(Self { path: path.to_path_buf(), manifest })
+    }
+}
+
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = std::fs::read(path).map_err(|source| Error::Io {
+        path: path.to_path_buf(),
+        action: "read",
+        source,
+    })?;
+    serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: path.to_path_buf(), source })
+}
+
+pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
+    bytes.push(b'\n');
+    Ok(store::write_atomically(path, &bytes)?)
+}
