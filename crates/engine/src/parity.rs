@@ -138,7 +138,8 @@ fn all_log_probs<B: Backend>(model: &Model<B>, sequence: &[u32]) -> Vec<f32> {
     tree.push_at(Some(half), &sequence[sequence.len() / 2..], (sequence.len() / 2) as u32);
     let rows: Vec<u32> = (0..sequence.len() as u32).collect();
     let vocabulary = model.config().vocab_size as u32;
-    let wanted: Vec<_> = rows.iter().flat_map(|&row| (0..vocabulary).map(move |token| (row, token))).collect();
+    let wanted: Vec<_> =
+        rows.iter().flat_map(|&row| (0..vocabulary).map(move |token| (row, token))).collect();
     scorer.reserve(model, sequence.len());
     scorer.run(model, &tree, 0, &rows, &wanted)
 }
@@ -366,7 +367,8 @@ fn smollm2_equals_transformers_and_peft() {
         (0..b.len()).for_each(|i| adapter.values[b.start + i] = ((0.53 * i as f64 + m).cos() * 0.02) as f32);
     }
     let rows = training["examples"].as_array().unwrap();
-    let sequences: Vec<_> = rows.iter().map(|e| (ids(&e["ids"]), e["prompt"].as_u64().unwrap() as usize)).collect();
+    let sequences: Vec<_> =
+        rows.iter().map(|e| (ids(&e["ids"]), e["prompt"].as_u64().unwrap() as usize)).collect();
     let shared = (0..).take_while(|&i| sequences.iter().all(|(s, _)| s[i] == sequences[0].0[i])).count();
     let prefix = sequences[0].0[..shared].to_vec();
     let split = |(ids, prompt): &(Vec<u32>, usize)| Example {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use engine::{Balance, Example, LabelTrie};
 use formats::{BaseModel, Tokenizer};
-use routing::Dataset;
+use routing::{Dataset, ReadOptions};
 
 use crate::manifest::{DataRecord, LabelRecord};
 use crate::plan::Recipe;
@@ -30,11 +30,16 @@ impl TrainData {
     ///
     /// # Errors
     /// When the data cannot be trained on.
-    pub fn new(train: Dataset, valid: Option<Dataset>, recipe: &Recipe) -> Result<Self> {
+    pub fn new(
+        train: Dataset,
+        valid: Option<Dataset>,
+        fields: &ReadOptions,
+        recipe: &Recipe,
+    ) -> Result<Self> {
         train.check_trainable()?;
-        let data = record(&train);
+        let data = record(&train, fields);
         if let Some(valid) = valid {
-            let valid_file = Some(record(&valid));
+            let valid_file = Some(record(&valid, fields));
             return Ok(Self { train: train.examples, valid: valid.examples, data, valid_file });
         }
         let most = recipe.max_validation as f64 / train.examples.len() as f64;
@@ -42,6 +47,11 @@ impl TrainData {
         let (kept, held) = routing::split(&train.examples, share, recipe.seed);
         let take = |rows: Vec<usize>| rows.into_iter().map(|row| train.examples[row].clone()).collect();
         Ok(Self { train: take(kept), valid: take(held), data, valid_file: None })
+    }
+
+    /// The examples that are trained on.
+    pub fn train(&self) -> &[routing::Example] {
+        &self.train
     }
 
     fn labels(&self) -> Vec<String> {
@@ -57,10 +67,11 @@ impl TrainData {
     }
 }
 
-fn record(dataset: &Dataset) -> DataRecord {
-    let name = dataset.path.file_name().unwrap_or(dataset.path.as_os_str());
+fn record(dataset: &Dataset, fields: &ReadOptions) -> DataRecord {
     DataRecord {
-        name: name.to_string_lossy().into_owned(),
+        path: dataset.path.to_path_buf(),
+        text_field: fields.text_field.clone(),
+        label_field: fields.label_field.clone(),
         rows: dataset.examples.len(),
         sha256: dataset.sha256.clone(),
     }

@@ -14,6 +14,7 @@ mod router;
 mod run;
 mod train;
 
+pub use engine::StepReport;
 pub use error::{Error, Result};
 pub use examples::TrainData;
 pub use manifest::{BaseRecord, DataRecord, LabelRecord, Manifest, ValidationRecord};

@@ -1,6 +1,7 @@
 //! `frontdesk.json`: what a run folder says of itself.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use routing::calibration::{Calibration, Thresholds};
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use crate::plan::Recipe;
 use crate::prompt::Prompt;
 
 /// The version of the run folder's format.
-pub const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 
 /// Everything that a run folder says of itself. It holds no date and no duration: the same run gives the same bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -73,8 +74,12 @@ pub struct LabelRecord {
 /// A data file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataRecord {
-    /// Its name, without folders.
-    pub name: String,
+    /// Where it was read, as the user named it.
+    pub path: PathBuf,
+    /// Field of the text, when it was named.
+    pub text_field: Option<String>,
+    /// Field of the label, when it was named.
+    pub label_field: Option<String>,
     /// Rows used.
     pub rows: usize,
     /// SHA-256 of its bytes.

@@ -1,0 +1,159 @@
+//! `frontdesk bench`: the measured speed of training and routing on this machine.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::ValueEnum;
+use formats::BaseModel;
+use kernels::Backend;
+use router::{Observer, Plan, Query, StepReport, TrainData};
+use serde_json::json;
+
+use crate::Done;
+use crate::device::{DeviceArgs, Precision, on_device};
+use crate::verbs::{FieldArgs, base_path, open_router, peak_memory, train::RecipeArgs};
+
+/// Flags of `bench`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// What is measured.
+    #[arg(value_enum)]
+    what: What,
+    /// Labelled queries.
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    #[command(flatten)]
+    fields: FieldArgs,
+    /// Base model.
+    #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
+    base: String,
+    /// Steps, or hundreds of queries, that are timed.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    repeats: u64,
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum What {
+    /// Training steps.
+    Train,
+    /// One query at a time, then many at once.
+    Route,
+}
+
+/// Steps before the clock starts.
+const WARM_UP: u64 = 2;
+/// Queries routed together for the throughput.
+const AT_ONCE: usize = 64;
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
+    on_device!(args.device, measure, args)
+}
+
+/// Remembers when each step ended.
+#[derive(Default)]
+struct Clock(Vec<(Instant, usize, usize, usize)>);
+
+impl Observer for Clock {
+    fn stepped(&mut self, step: &StepReport) {
+        self.0.push((Instant::now(), step.examples, step.tokens, step.rows));
+    }
+}
+
+fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
+    let folder = tempfile::tempdir()?;
+    let base = BaseModel::open(base_path(&args.base)?)?;
+    let fields = args.fields.options();
+    let mut recipe = args.recipe.recipe()?;
+    recipe.max_steps = Some(if args.what == What::Train { WARM_UP + args.repeats } else { 1 });
+    // Every step is timed alone: no validation in between, and hardly any at the end.
+    (recipe.validate_every, recipe.max_validation) = (Some(u64::MAX), 8);
+    let dataset = routing::read(&args.data, &fields)?;
+    let texts: Vec<String> = dataset.examples.iter().map(|example| example.text.clone()).collect();
+    let data = TrainData::new(dataset, None, &fields, &recipe)?;
+    let plan = Plan {
+        data: args.data.clone(),
+        valid: None,
+        text_field: fields.text_field,
+        label_field: fields.label_field,
+        base: args.base.clone(),
+        recipe,
+        checkpoint_seconds: f32::from(u16::MAX),
+    };
+    let (out, name) = (folder.path().join("run"), backend.name());
+    let peak = match args.device.precision {
+        Precision::Bf16 => kernels::peak_flops::<kernels::bf16>(),
+        Precision::F32 => kernels::peak_flops::<f32>(),
+    };
+    let mut clock = Clock::default();
+    router::train(backend, &base, &data, &plan, &out, false, &mut clock)?;
+    let mut result = match args.what {
+        What::Train => training(&clock, &base, peak),
+        What::Route => on_device!(args.device, routing_speed, args, &out, &texts)?,
+    };
+    result["device"] = json!(name);
+    result["peak_memory_bytes"] = json!(peak_memory());
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&result)?);
+    } else {
+        for (key, value) in result.as_object().into_iter().flatten() {
+            println!("{key:<20} {value}");
+        }
+    }
+    Ok(Done::Fully)
+}
+
+fn training(clock: &Clock, base: &BaseModel, peak: f64) -> serde_json::Value {
+    let timed = &clock.0[WARM_UP as usize..];
+    let start = clock.0[WARM_UP as usize - 1].0;
+    let seconds = timed.last().map_or(0.0, |last| (last.0 - start).as_secs_f64());
+    let sum =
+        |pick: fn(&(Instant, usize, usize, usize)) -> usize| timed.iter().map(pick).sum::<usize>() as f64;
+    // Forward and input gradient of every frozen linear layer, two operations a weight each.
+    let config = &base.config;
+    let linear = config.parameters()
+        - config.vocab_size * config.hidden_size * if config.tied_embeddings { 1 } else { 2 };
+    let operations = 4.0 * linear as f64 * sum(|step| step.3);
+    json!({
+        "examples_per_s": sum(|step| step.1) / seconds,
+        "tokens_per_s": sum(|step| step.2) / seconds,
+        "rows_per_s": sum(|step| step.3) / seconds,
+        "seconds_per_step": seconds / timed.len() as f64,
+        "peak_share": operations / seconds / peak,
+    })
+}
+
+fn routing_speed<B: Backend>(
+    backend: B,
+    args: &Args,
+    run: &std::path::Path,
+    texts: &[String],
+) -> anyhow::Result<serde_json::Value> {
+    let mut router = open_router(backend, run, Some(&args.base))?;
+    let queries: Vec<Query<'_>> =
+        texts.iter().take(100 * args.repeats as usize).map(|text| Query::new(text)).collect();
+    router.route(&queries[..queries.len().min(8)])?;
+    let mut milliseconds = Vec::with_capacity(queries.len());
+    for query in &queries {
+        let begun = Instant::now();
+        router.route(std::slice::from_ref(query))?;
+        milliseconds.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    milliseconds.sort_by(f64::total_cmp);
+    let at = |share: f64| milliseconds[((milliseconds.len() - 1) as f64 * share) as usize];
+    let begun = Instant::now();
+    for group in queries.chunks(AT_ONCE) {
+        router.route(group)?;
+    }
+    let per_second = queries.len() as f64 / begun.elapsed().as_secs_f64();
+    Ok(
+        json!({ "p50_ms": at(0.5), "p95_ms": at(0.95), "queries_per_s": per_second, "queries": queries.len() }),
+    )
+}

@@ -1,0 +1,55 @@
+//! One file per verb.
+
+pub(crate) mod bench;
+pub(crate) mod check;
+pub(crate) mod demo;
+pub(crate) mod eval;
+pub(crate) mod pull;
+pub(crate) mod route;
+pub(crate) mod train;
+
+use std::path::{Path, PathBuf};
+
+use formats::BaseModel;
+use hub::Hub;
+use router::{Router, RunFolder};
+use routing::ReadOptions;
+
+use crate::progress::Download;
+
+/// Fields of a data file.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct FieldArgs {
+    /// Field or column of the text; found by its usual names when not given.
+    #[arg(long, value_name = "NAME")]
+    text_field: Option<String>,
+    /// Field or column of the label; found by its usual names when not given.
+    #[arg(long, value_name = "NAME")]
+    label_field: Option<String>,
+}
+
+impl FieldArgs {
+    fn options(&self) -> ReadOptions {
+        ReadOptions { text_field: self.text_field.clone(), label_field: self.label_field.clone() }
+    }
+}
+
+/// Where a base model is on this machine, fetching it first when it is not.
+fn base_path(name: &str) -> anyhow::Result<PathBuf> {
+    Ok(Hub::from_env().pull(name, &mut Download::default())?.path)
+}
+
+/// Opens a run with its base model: the one it names, or the one the user does.
+fn open_router<B: kernels::Backend>(backend: B, run: &Path, base: Option<&str>) -> anyhow::Result<Router<B>> {
+    let run = RunFolder::open(run)?;
+    let base = BaseModel::open(base_path(base.unwrap_or(&run.manifest.base.source))?)?;
+    Ok(Router::open(backend, run, &base)?)
+}
+
+/// The process's peak memory in bytes, where the system tells.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}

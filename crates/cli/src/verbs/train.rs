@@ -1,0 +1,260 @@
+//! `frontdesk train`: labelled queries in, a run folder out.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use engine::{Balance, Projection, Schedule};
+use formats::BaseModel;
+use kernels::Backend;
+use router::{Outcome, Plan, Recipe, TrainData};
+use routing::ReadOptions;
+
+use crate::Done;
+use crate::device::{DeviceArgs, on_device};
+use crate::progress::Training;
+use crate::verbs::{FieldArgs, base_path, peak_memory};
+
+/// Flags of `train`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// Labelled queries: JSON, JSON lines, CSV, TSV or Parquet.
+    #[arg(long, value_name = "FILE", required_unless_present = "resume")]
+    pub(crate) data: Option<PathBuf>,
+    /// Labelled queries to validate on; without it some of the data is held out.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) valid: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) fields: FieldArgs,
+    /// Base model: a name of the catalogue, a Hugging Face id, or a path.
+    #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
+    pub(crate) base: String,
+    /// Folder to write; it must not hold a run yet.
+    #[arg(long, value_name = "DIR", default_value = "runs/latest")]
+    pub(crate) out: PathBuf,
+    /// Go on with the interrupted run in --out, with the settings it was started with.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// What trains.
+    #[arg(long, value_enum, default_value = "lora")]
+    pub(crate) method: Method,
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// Seconds between checkpoints; changes nothing in the result.
+    #[arg(long, value_name = "S", default_value_t = 30.0)]
+    pub(crate) checkpoint_seconds: f32,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+}
+
+/// What trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Method {
+    /// Small matrices beside the frozen weights.
+    Lora,
+}
+
+/// How the learning rate falls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ScheduleArg {
+    /// It does not.
+    Constant,
+    /// In a straight line to zero.
+    Linear,
+    /// Half a cosine to zero.
+    Cosine,
+}
+
+/// What is done about rare labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BalanceArg {
+    /// Nothing.
+    None,
+    /// Their examples weigh more in the loss.
+    Weight,
+    /// Their examples are drawn more often.
+    Sample,
+}
+
+/// How to train; what is not given has a default that works on every data set tried.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct RecipeArgs {
+    /// Rank of the LoRA matrices.
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) rank: Option<u32>,
+    /// The update is scaled by alpha / rank; the rank by default.
+    #[arg(long, value_name = "A")]
+    pub(crate) alpha: Option<f32>,
+    /// Scale by alpha / sqrt(rank) instead.
+    #[arg(long)]
+    pub(crate) rslora: bool,
+    /// Projections that train, by name; all seven by default.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) targets: Vec<String>,
+    /// Passes over the examples.
+    #[arg(long, value_name = "N")]
+    pub(crate) epochs: Option<f32>,
+    /// Stop after this many steps.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_steps: Option<u64>,
+    /// Learning rate at its highest.
+    #[arg(long, value_name = "X")]
+    pub(crate) lr: Option<f32>,
+    /// How the learning rate falls.
+    #[arg(long, value_enum)]
+    pub(crate) schedule: Option<ScheduleArg>,
+    /// Share of the steps in which the learning rate rises.
+    #[arg(long, value_name = "X")]
+    pub(crate) warm_up: Option<f32>,
+    /// Weight decay.
+    #[arg(long, value_name = "X")]
+    pub(crate) weight_decay: Option<f32>,
+    /// Examples a step.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) batch: Option<u32>,
+    /// Tokens computed at once; lower it to save memory, the result stays the same.
+    #[arg(long, value_name = "N")]
+    pub(crate) rows_per_pass: Option<usize>,
+    /// Seed of everything random.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// What is done about rare labels.
+    #[arg(long, value_enum)]
+    pub(crate) balance: Option<BalanceArg>,
+    /// Steps between validations.
+    #[arg(long, value_name = "N")]
+    pub(crate) validate_every: Option<u64>,
+    /// Stop after this many validations without a better macro-F1.
+    #[arg(long, value_name = "N")]
+    pub(crate) patience: Option<u32>,
+    /// System message before every query, when the data has none of its own.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Longest query in tokens; more is cut off.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    /// Share of the automatically routed queries that must be right.
+    #[arg(long, value_name = "X")]
+    pub(crate) target_precision: Option<f64>,
+}
+
+impl RecipeArgs {
+    pub(crate) fn recipe(&self) -> anyhow::Result<Recipe> {
+        let mut recipe = Recipe::default();
+        let set = |target: &mut f32, value: Option<f32>| *target = value.unwrap_or(*target);
+        if let Some(rank) = self.rank {
+            recipe.lora.alpha = recipe.lora.alpha / recipe.lora.rank as f32 * rank as f32;
+            recipe.lora.rank = rank as usize;
+        }
+        set(&mut recipe.lora.alpha, self.alpha);
+        recipe.lora.rslora |= self.rslora;
+        if !self.targets.is_empty() {
+            recipe.lora.projections = projections(&self.targets)?;
+        }
+        set(&mut recipe.epochs, self.epochs);
+        set(&mut recipe.optimizer.lr, self.lr);
+        set(&mut recipe.optimizer.warm_up, self.warm_up);
+        set(&mut recipe.optimizer.weight_decay, self.weight_decay);
+        for (name, value) in
+            [("epochs", recipe.epochs), ("lr", recipe.optimizer.lr), ("alpha", recipe.lora.alpha)]
+        {
+            anyhow::ensure!(
+                value.is_finite() && value > 0.0,
+                "--{name} is {value}, expected a number above 0"
+            );
+        }
+        recipe.max_steps = self.max_steps.or(recipe.max_steps);
+        recipe.batch = self.batch.map_or(recipe.batch, |batch| batch as usize);
+        recipe.rows_per_pass = self.rows_per_pass.unwrap_or(recipe.rows_per_pass);
+        recipe.seed = self.seed.unwrap_or(recipe.seed);
+        recipe.validate_every = self.validate_every.or(recipe.validate_every);
+        recipe.patience = self.patience.or(recipe.patience);
+        recipe.max_tokens = self.max_tokens.unwrap_or(recipe.max_tokens);
+        recipe.target_precision = self.target_precision.unwrap_or(recipe.target_precision);
+        if let Some(system) = &self.system {
+            recipe.system.clone_from(system);
+        }
+        if let Some(schedule) = self.schedule {
+            recipe.optimizer.schedule = match schedule {
+                ScheduleArg::Constant => Schedule::Constant,
+                ScheduleArg::Linear => Schedule::Linear,
+                ScheduleArg::Cosine => Schedule::Cosine,
+            };
+        }
+        if let Some(balance) = self.balance {
+            recipe.balance = match balance {
+                BalanceArg::None => Balance::None,
+                BalanceArg::Weight => Balance::Weight,
+                BalanceArg::Sample => Balance::Sample,
+            };
+        }
+        Ok(recipe)
+    }
+}
+
+fn projections(names: &[String]) -> anyhow::Result<Vec<Projection>> {
+    let known = || Projection::ALL.map(Projection::name).join(", ");
+    for name in names {
+        let found = Projection::ALL.iter().any(|p| p.name() == name);
+        anyhow::ensure!(found, "--targets names `{name}`, expected some of {}", known());
+    }
+    Ok(Projection::ALL.into_iter().filter(|p| names.iter().any(|name| name == p.name())).collect())
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
+    let outcome = train(args)?;
+    eprintln!(
+        "next: frontdesk eval --model {0} --data TEST_FILE, or frontdesk route --model {0} \"a query\"",
+        outcome.run.path.display()
+    );
+    println!("{}", outcome.run.path.display());
+    Ok(Done::Fully)
+}
+
+/// Trains as the flags say and reports the result on stderr.
+pub(crate) fn train(args: &Args) -> anyhow::Result<Outcome> {
+    let plan = if args.resume { Plan::of_interrupted(&args.out)? } else { plan(args)? };
+    let fields = ReadOptions { text_field: plan.text_field.clone(), label_field: plan.label_field.clone() };
+    let data = routing::read(&plan.data, &fields)?;
+    let valid = plan.valid.as_ref().map(|valid| routing::read(valid, &fields)).transpose()?;
+    let data = TrainData::new(data, valid, &fields, &plan.recipe)?;
+    let base = BaseModel::open(base_path(&plan.base)?)?;
+    let outcome = on_device!(args.device, start, &base, &data, &plan, &args.out, args.resume)?;
+    let (manifest, seconds) = (&outcome.run.manifest, outcome.seconds);
+    let memory =
+        peak_memory().map_or_else(String::new, |bytes| format!(", peak memory {:.2} GB", bytes as f64 / 1e9));
+    eprintln!(
+        "trained {} steps in {seconds:.0} s on {}{memory}; kept step {}: validation accuracy {:.1}%, macro-F1 {:.3}",
+        outcome.steps,
+        manifest.device,
+        manifest.best_step,
+        100.0 * manifest.validation.accuracy,
+        manifest.validation.macro_f1,
+    );
+    Ok(outcome)
+}
+
+fn start<B: Backend>(
+    backend: B,
+    base: &BaseModel,
+    data: &TrainData,
+    plan: &Plan,
+    out: &Path,
+    resume: bool,
+) -> anyhow::Result<Outcome> {
+    Ok(router::train(backend, base, data, plan, out, resume, &mut Training::new())?)
+}
+
+fn plan(args: &Args) -> anyhow::Result<Plan> {
+    let fields = args.fields.options();
+    let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let data = args.data.as_ref().ok_or_else(|| anyhow::anyhow!("--data FILE is missing"))?;
+    Ok(Plan {
+        data: absolute(data),
+        valid: args.valid.as_ref().map(absolute),
+        text_field: fields.text_field,
+        label_field: fields.label_field,
+        base: args.base.clone(),
+        recipe: args.recipe.recipe()?,
+        checkpoint_seconds: args.checkpoint_seconds.max(0.0),
+    })
+}
