@@ -1,12 +1,14 @@
 //! Speed of the linear layers of SmolLM2-135M with LoRA of rank 16, as GFLOP/s and share of the measured peak.
 //!
-//! `cargo run --release -p kernels --example linear [bf16|f32]`
+//! `cargo run --release -p kernels --example linear [bf16|q4_1|f32]`; `q4_1` multiplies in bf16 too.
 
 #![allow(clippy::print_stdout)] // its purpose
 
 use std::time::{Duration, Instant};
 
-use kernels::linear::{Layer, PackedAdapter, PackedMatrix, Target, adapter_backward, backward, forward};
+use kernels::linear::{
+    BlockFormat, Layer, PackedAdapter, PackedMatrix, Target, adapter_backward, backward, forward,
+};
 use kernels::{Element, Slot, bf16, cross_entropy, isa, peak_flops, pool};
 
 const RANK: usize = 16;
@@ -29,23 +31,27 @@ const SHAPES: [Shape; 5] = [
 fn main() {
     let only = std::env::args().nth(1);
     let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
-    if wanted(bf16::NAME) {
-        report::<bf16>();
+    if wanted("bf16") {
+        report::<bf16>(None);
     }
-    if wanted(f32::NAME) {
-        report::<f32>();
+    if wanted("q4_1") {
+        report::<bf16>(Some(BlockFormat::Q4_1));
+    }
+    if wanted("f32") {
+        report::<f32>(None);
     }
 }
 
-fn report<E: Element>() {
+fn report<E: Element>(format: Option<BlockFormat>) {
     let peak = peak_flops::<E>().max(peak_flops::<E>());
     let (isa, threads) = (isa::current().name(), pool::threads());
-    println!("{} {isa}, {threads} threads, peak {:.0} GFLOP/s", E::NAME, peak / 1e9);
+    let weights = format.map_or(E::NAME.into(), |format| format!("{format:?}"));
+    println!("{} {isa}, weights {weights}, {threads} threads, peak {:.0} GFLOP/s", E::NAME, peak / 1e9);
     println!("layer      M     forward           backward          adapter");
     for rows in [1, 16, 64, 224, 824] {
         let mut total = (0.0, 0.0);
         for shape in &SHAPES {
-            let (flops, seconds) = layer::<E>(shape, rows, peak);
+            let (flops, seconds) = layer::<E>(shape, format, rows, peak);
             if !shape.slots.is_empty() {
                 total = (total.0 + flops, total.1 + seconds);
             }
@@ -53,14 +59,14 @@ fn report<E: Element>() {
         println!("block  {rows:5}   {}", rate(total.0, total.1, peak));
     }
     for rows in [1, 16, 160] {
-        loss::<E>(rows, peak);
+        loss::<E>(format, rows, peak);
     }
 }
 
-fn layer<E: Element>(shape: &Shape, rows: usize, peak: f64) -> (f64, f64) {
+fn layer<E: Element>(shape: &Shape, format: Option<BlockFormat>, rows: usize, peak: f64) -> (f64, f64) {
     let (inputs, outputs) = (shape.inputs, shape.outputs);
     let mut random = Random(1);
-    let matrix = PackedMatrix::<E>::new(outputs, inputs, &mut |_, out| random.fill(out));
+    let matrix = matrix::<E>(format, outputs, inputs, &mut random);
     let (mut slots, mut at, mut row) = (Vec::new(), 0, 0);
     for rows in shape.slots {
         let (a, b) = (at, at + RANK * inputs);
@@ -94,10 +100,10 @@ fn layer<E: Element>(shape: &Shape, rows: usize, peak: f64) -> (f64, f64) {
     (2.0 * product + side_flops, ahead + back + side)
 }
 
-fn loss<E: Element>(rows: usize, peak: f64) {
+fn loss<E: Element>(format: Option<BlockFormat>, rows: usize, peak: f64) {
     let (width, vocabulary) = (576, 49152);
     let mut random = Random(1);
-    let head = PackedMatrix::<E>::new(vocabulary, width, &mut |_, out| random.fill(out));
+    let head = matrix::<E>(format, vocabulary, width, &mut random);
     let h = random.vec::<E>(rows * width);
     let (mut losses, mut d_h) = (vec![0.0; rows], vec![0.0; rows * width]);
     let targets: Vec<u32> = (0..rows as u32).collect();
@@ -113,6 +119,19 @@ fn loss<E: Element>(rows: usize, peak: f64) {
         rate(product, ahead, peak),
         rate(2.0 * product, both, peak)
     );
+}
+
+fn matrix<E: Element>(
+    format: Option<BlockFormat>,
+    rows: usize,
+    cols: usize,
+    random: &mut Random,
+) -> PackedMatrix<E> {
+    let Some(format) = format else { return PackedMatrix::new(rows, cols, &mut |_, out| random.fill(out)) };
+    // Scales and minima of 0.007, quants at random.
+    let mut block = vec![0x20; format.bytes()];
+    block[4..].fill_with(|| (256.0 * random.next()) as i8 as u8);
+    PackedMatrix::from_blocks(format, rows, cols, &block.repeat(rows * cols / 32))
 }
 
 fn rate(flops: f64, seconds: f64, peak: f64) -> String {

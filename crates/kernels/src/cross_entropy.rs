@@ -11,8 +11,8 @@ use crate::linear::{PackedMatrix, Sink, Target};
 use crate::pool::{self, Shared};
 use crate::{Element, Isa, isa};
 
-/// Rows whose logits are kept at a time.
-const CHUNK_ROWS: usize = 8 * ROWS;
+/// Bytes of logits that are kept at a time, more or less. More rows share the work of expanding the head.
+const CHUNK_BYTES: usize = 40 << 20;
 /// Columns of the vocabulary whose exponentials are summed at a time, in panels of the head.
 const SEGMENT_PANELS: usize = 32;
 const SEGMENT: usize = SEGMENT_PANELS * COLUMNS;
@@ -35,7 +35,7 @@ pub fn forward_backward<E: Element>(
     }
     let width = head.cols();
     let (losses, weights) = (&mut losses[..targets.len()], &weights[..targets.len()]);
-    for chunk in chunks(targets.len()) {
+    for chunk in chunks(targets.len(), head.rows()) {
         let wanted: Vec<(usize, u32)> = targets[chunk.clone()].iter().copied().enumerate().collect();
         let mut picked = vec![0.0; chunk.len()];
         let row = |t: usize| &h[(chunk.start + t) * width..][..width];
@@ -63,7 +63,7 @@ pub fn log_probs<E: Element>(out: &mut [f32], h: &[E], head: &PackedMatrix<E>, w
     let mut rows: Vec<u32> = wanted.iter().map(|(row, _)| *row).collect();
     rows.dedup();
     let mut at = 0;
-    for chunk in chunks(rows.len()) {
+    for chunk in chunks(rows.len(), head.rows()) {
         let rows = &rows[chunk];
         let mut local = Vec::new();
         for (t, row) in rows.iter().enumerate() {
@@ -79,8 +79,9 @@ pub fn log_probs<E: Element>(out: &mut [f32], h: &[E], head: &PackedMatrix<E>, w
 }
 
 /// Rows cut as even as can be.
-fn chunks(rows: usize) -> impl Iterator<Item = Range<usize>> {
-    let count = rows.div_ceil(CHUNK_ROWS);
+fn chunks(rows: usize, vocabulary: usize) -> impl Iterator<Item = Range<usize>> {
+    let most = (CHUNK_BYTES / (4 * vocabulary.max(1))).clamp(4 * ROWS, 16 * ROWS);
+    let count = rows.div_ceil(most);
     (0..count).map(move |i| i * rows / count..(i + 1) * rows / count)
 }
 

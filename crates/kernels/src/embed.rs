@@ -1,7 +1,7 @@
 //! Token embedding: rows of a table by index.
 
-use crate::Element;
 use crate::linear::PackedMatrix;
+use crate::{Element, pool};
 
 /// `x[t] = table[tokens[t]]`.
 /// # Shapes
@@ -11,9 +11,12 @@ use crate::linear::PackedMatrix;
 /// # Panics
 /// When a token is not below `V` or `x` is too short.
 pub fn forward<E: Element>(x: &mut [f32], table: &PackedMatrix<E>, tokens: &[u32]) {
-    for (row, &token) in x.chunks_exact_mut(table.cols()).zip(tokens) {
-        table.read_row(token as usize, row);
-    }
+    let width = table.cols();
+    pool::for_each_rows(tokens.len(), 16, pool::Rows::new(x, width), |range, x| {
+        for (row, &token) in x.chunks_exact_mut(width).zip(&tokens[range]) {
+            table.read_row(token as usize, row);
+        }
+    });
 }
 
 /// `to[i] = from[rows[i]]`, rows of `width` values.

@@ -8,6 +8,7 @@ mod adapter;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod blocks;
 mod exp;
 mod gradient;
 pub(crate) mod kernel;
@@ -28,6 +29,7 @@ use crate::pool::{self, Shared};
 use crate::{Backend, Element, Isa, isa};
 
 pub use self::adapter::PackedAdapter;
+pub use self::blocks::BlockFormat;
 pub use self::matrix::PackedMatrix;
 pub use self::peak::peak_flops;
 

@@ -4,8 +4,9 @@
 mod common;
 
 use common::{Random, assert_close};
+use half::f16;
 use kernels::linear::{
-    Layer, PackedAdapter, PackedMatrix, Target, adapter_backward, backward, forward, reference,
+    BlockFormat, Layer, PackedAdapter, PackedMatrix, Target, adapter_backward, backward, forward, reference,
 };
 use kernels::{Element, Slot, bf16, pool};
 use proptest::prelude::*;
@@ -294,4 +295,68 @@ fn rows_of_a_matrix_come_back() {
             values[row * cols..][..cols].iter().map(|v| bf16::from_f32(*v).to_f32()).collect();
         assert_eq!(out, rounded);
     }
+}
+
+/// Blocks of a file as their format has them, and the values they stand for.
+fn blocks(format: BlockFormat, values: usize, seed: u64) -> (Vec<u8>, Vec<f32>) {
+    let mut random = Random(seed);
+    let (mut raw, mut expanded) = (Vec::new(), Vec::new());
+    for _ in 0..values / 32 {
+        let (d, m) = (f16::from_f32(0.1 * random.next()), f16::from_f32(random.next()));
+        let quants: Vec<u8> = (0..format.bytes()).map(|_| (256.0 * (random.next() + 0.5)) as u8).collect();
+        raw.extend(d.to_le_bytes());
+        let nibble = |i: usize| f32::from(quants[i % 16] >> (i / 16 * 4) & 15);
+        let d = d.to_f32();
+        match format {
+            BlockFormat::Q4_0 => {
+                raw.extend(&quants[..16]);
+                expanded.extend((0..32).map(|i| d * (nibble(i) - 8.0)));
+            }
+            BlockFormat::Q4_1 => {
+                raw.extend(m.to_le_bytes());
+                raw.extend(&quants[..16]);
+                expanded.extend((0..32).map(|i| d * nibble(i) + m.to_f32()));
+            }
+            BlockFormat::Q8_0 => {
+                raw.extend(&quants[..32]);
+                expanded.extend(quants[..32].iter().map(|q| d * f32::from(*q as i8)));
+            }
+        }
+    }
+    (raw, expanded)
+}
+
+/// A matrix kept in few bits gives the bits of the same matrix expanded beforehand.
+fn blocks_are_expanded_exactly<E: Element>(rows: usize, cols: usize, batch: usize) {
+    for format in [BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0] {
+        let (raw, values) = blocks(format, rows * cols, 7);
+        let mut read = |row: usize, out: &mut [f32]| out.copy_from_slice(&values[row * cols..][..cols]);
+        let dense = PackedMatrix::<E>::new(rows, cols, &mut read);
+        let packed = PackedMatrix::<E>::from_blocks(format, rows, cols, &raw);
+        assert_eq!(packed.bytes(), rows.next_multiple_of(32) * cols / 32 * format.bytes());
+        let (mut one, mut other) = (vec![0.0; cols], vec![0.0; cols]);
+        for row in 0..rows {
+            dense.read_row(row, &mut one);
+            packed.read_row(row, &mut other);
+            assert_eq!(one, other, "row {row} of {format:?}");
+        }
+        let mut random = Random(9);
+        let (x, d_y) = (random.vec::<E>(batch * cols), random.vec::<E>(batch * rows));
+        let run = |matrix: &PackedMatrix<E>| {
+            let layer = Layer { matrix, bias: None, slots: &[], adapter: None };
+            let (mut y, mut d_x) = (vec![0.0; batch * rows], vec![0.0; batch * cols]);
+            forward(Target::Wide(&mut y), &mut [], &x, &layer, batch);
+            backward(Target::Wide(&mut d_x), &mut [], &d_y, &layer, batch);
+            (y, d_x)
+        };
+        assert_eq!(run(&dense), run(&packed), "{format:?}");
+    }
+}
+
+#[test]
+fn blocks_are_expanded_exactly_in_both_types() {
+    blocks_are_expanded_exactly::<bf16>(75, 96, 19);
+    blocks_are_expanded_exactly::<f32>(75, 96, 19);
+    blocks_are_expanded_exactly::<bf16>(40, 2336, 3);
+    blocks_are_expanded_exactly::<f32>(2100, 32, 3);
 }

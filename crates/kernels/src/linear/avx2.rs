@@ -4,9 +4,8 @@
 
 use std::arch::x86_64::*;
 
+use super::blocks::BlockFormat;
 use super::kernel::{COLUMNS, Compute, Segment, widened};
-
-pub(super) use super::portable::{pack, turn, weave};
 
 pub(super) fn tile<E: Compute>(
     c: &mut [f32],
@@ -107,6 +106,10 @@ fn upper(words: __m256i) -> __m256 {
 
 widened! {
     "avx2,fma":
+    fn pack<E>(out: &mut [u32], stride: usize, rows: &[&[E]]);
+    fn weave<E>(out: &mut [u32], stride: usize, from: &[E], from_stride: usize, rows: usize, cols: usize);
+    fn turn<E>(out: &mut [u32], block: &[u32]);
+    fn expand<E>(out: &mut [u32], block: &[u8], format: BlockFormat);
     fn narrow<E>(out: &mut [E], values: &[f32]);
     fn add(out: &mut [f32], values: &[f32]);
     fn scale(values: &mut [f32], factor: f32);

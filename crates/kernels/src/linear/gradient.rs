@@ -32,11 +32,11 @@ pub(super) fn adapter_backward<E: Element>(
     let mut d_mid = weave_ranks(d_mid, width, rows, &panels);
     let (mid, d_mid) = (&mut *mid, &mut *d_mid);
     let gradients = Shared::new(gradients);
-    let input_panels = inputs.div_ceil(COLUMNS);
-    pool::run(input_panels + outputs.div_ceil(COLUMNS), &|job| {
-        if job < input_panels {
-            let columns = job * COLUMNS..inputs.min((job + 1) * COLUMNS);
-            sum_rows(x, inputs, rows, &columns, d_mid, &panels, |panel, tile| {
+    let (input_groups, output_groups) = (inputs.div_ceil(GROUP), outputs.div_ceil(GROUP));
+    pool::run(input_groups + output_groups, &|job| {
+        if job < input_groups {
+            let group = job * GROUP..inputs.min((job + 1) * GROUP);
+            sum_rows(x, inputs, rows, group, d_mid, &panels, |columns, panel, tile| {
                 let slot = &layer.slots[panel.slot];
                 for (r, tile) in panel.ranks.clone().zip(tile.chunks_exact(COLUMNS)) {
                     let start = slot.a + r * inputs;
@@ -46,13 +46,13 @@ pub(super) fn adapter_backward<E: Element>(
                 }
             });
         } else {
-            let panel = job - input_panels;
-            let columns = panel * COLUMNS..outputs.min((panel + 1) * COLUMNS);
-            let met = panels.iter().filter(|panel| !overlap(&layer.slots[panel.slot], &columns).is_empty());
+            let first = (job - input_groups) * GROUP;
+            let group = first..outputs.min(first + GROUP);
+            let met = panels.iter().filter(|panel| !overlap(&layer.slots[panel.slot], &group).is_empty());
             let met: Vec<RankPanel> = met.cloned().collect();
-            sum_rows(d_y, outputs, rows, &columns, mid, &met, |panel, tile| {
+            sum_rows(d_y, outputs, rows, group, mid, &met, |columns, panel, tile| {
                 let slot = &layer.slots[panel.slot];
-                for o in overlap(slot, &columns) {
+                for o in overlap(slot, columns) {
                     let start = slot.b + (o - slot.rows.start) * slot.rank;
                     // SAFETY: as above, with rows of B.
                     let out = unsafe { gradients.range(start + panel.ranks.start..start + panel.ranks.end) };
@@ -107,36 +107,62 @@ fn weave_ranks<E: Element>(mid: &[E], width: usize, rows: usize, panels: &[RankP
     words
 }
 
-/// Multiplies each panel of ranks by some columns of `from`, summing over its rows.
+/// Columns of a job: some neighbouring cache lines of each row.
+const GROUP: usize = 4 * COLUMNS;
+
+/// Multiplies each panel of ranks by some columns of `from`, summing over its rows, and hands each tile to
+/// `store(columns, panel, tile)`.
 fn sum_rows<E: Element>(
     from: &[E],
     width: usize,
     rows: usize,
-    columns: &Range<usize>,
+    group: Range<usize>,
     left: &[u32],
     panels: &[RankPanel],
-    store: impl Fn(&RankPanel, &[f32]),
+    store: impl Fn(&Range<usize>, &RankPanel, &[f32]),
 ) {
+    const TILE: usize = ROWS * COLUMNS;
+    if panels.is_empty() {
+        return;
+    }
     let left = Left { words: left, k_words: rows.div_ceil(E::PAIR) };
-    let mut scratch = Scratch::take(CHUNK.min(left.k_words) * COLUMNS);
-    // Columns behind the last one are multiplied too, and their sums left alone.
-    scratch.fill(0);
-    let mut tiles = Scratch::take(panels.len() * ROWS * COLUMNS);
+    let parts = group.clone().step_by(COLUMNS).map(|first| first..group.end.min(first + COLUMNS));
+    let parts: Vec<Range<usize>> = parts.collect();
+    let chunk = CHUNK.min(left.k_words);
+    let mut scratch = Scratch::take(parts.len() * chunk * COLUMNS);
+    if !group.len().is_multiple_of(COLUMNS) {
+        // Columns behind the last one are multiplied too, and their sums left alone.
+        scratch.fill(0);
+    }
+    let mut tiles = Scratch::take(parts.len() * panels.len() * TILE);
     let tiles: &mut [f32] = bytemuck::cast_slice_mut(&mut tiles);
-    for first in (0..left.k_words).step_by(CHUNK) {
-        let k = first..left.k_words.min(first + CHUNK);
-        let (t, count) = (first * E::PAIR, rows.min(k.end * E::PAIR) - first * E::PAIR);
-        let from = &from[t * width + columns.start..];
-        (E::kernels().weave)(&mut scratch, COLUMNS, from, width, count, columns.len());
-        for (panel, tile) in panels.iter().zip(tiles.chunks_exact_mut(ROWS * COLUMNS)) {
-            let segment = Segment { a: left.part(&panel.columns, k.clone()), b: &scratch, words: k.len() };
-            (E::kernels().tile)(tile, first > 0, &[segment], panel.columns.len(), COLUMNS);
-            if k.end == left.k_words {
-                store(panel, tile);
+    for first in (0..left.k_words).step_by(chunk) {
+        let k = first..left.k_words.min(first + chunk);
+        // A few rows at a time, so that the processor sees each row's lines follow each other.
+        for at in k.clone().step_by(STEP) {
+            let (t, end) = (at * E::PAIR, rows.min((at + STEP).min(k.end) * E::PAIR));
+            for (columns, words) in parts.iter().zip(scratch.chunks_exact_mut(chunk * COLUMNS)) {
+                let words = &mut words[(at - k.start) * COLUMNS..];
+                let from = &from[t * width + columns.start..];
+                (E::kernels().weave)(words, COLUMNS, from, width, end - t, columns.len());
+            }
+        }
+        let words = scratch.chunks_exact(chunk * COLUMNS);
+        for ((columns, b), tiles) in parts.iter().zip(words).zip(tiles.chunks_exact_mut(panels.len() * TILE))
+        {
+            for (panel, tile) in panels.iter().zip(tiles.chunks_exact_mut(TILE)) {
+                let segment = Segment { a: left.part(&panel.columns, k.clone()), b, words: k.len() };
+                (E::kernels().tile)(tile, first > 0, &[segment], panel.columns.len(), COLUMNS);
+                if k.end == left.k_words {
+                    store(columns, panel, tile);
+                }
             }
         }
     }
 }
+
+/// `k` words that are woven at a time.
+const STEP: usize = 8;
 
 /// Jobs write to different parts of the gradients only if the slots have parameters of their own.
 fn assert_disjoint(slots: &[Slot], inputs: usize) {

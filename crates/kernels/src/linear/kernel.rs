@@ -8,6 +8,7 @@
 
 use half::bf16;
 
+use super::blocks::BlockFormat;
 use super::portable;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
@@ -39,6 +40,8 @@ pub struct Kernels<E> {
     pub(crate) weave: fn(&mut [u32], usize, &[E], usize, usize, usize),
     /// Transposes a block of 32 columns by 32 `k`.
     pub(crate) turn: fn(&mut [u32], &[u32]),
+    /// Expands a stored block to `[k word][COLUMNS]`.
+    pub(crate) expand: fn(&mut [u32], &[u8], BlockFormat),
     /// Rounds.
     pub(crate) narrow: fn(&mut [E], &[f32]),
     /// Adds the second to the first.
@@ -71,10 +74,10 @@ macro_rules! widened {
         $(pub(super) fn $name$(<$e: Compute>)?($($arg: $type),*) $(-> $out)? {
             #[target_feature(enable = $features)]
             fn wide$(<$e: Compute>)?($($arg: $type),*) $(-> $out)? {
-                super::portable::$name($($arg),*)
+                super::portable::$name$(::<$e>)?($($arg),*)
             }
             // SAFETY: this table is only in use on processors with these instructions.
-            unsafe { wide($($arg),*) }
+            unsafe { wide$(::<$e>)?($($arg),*) }
         })*
     };
 }
@@ -87,6 +90,7 @@ macro_rules! kernels {
             pack: $module::pack::<$element>,
             weave: $module::weave::<$element>,
             turn: $module::turn::<$element>,
+            expand: $module::expand::<$element>,
             narrow: $module::narrow::<$element>,
             add: $module::add,
             scale: $module::scale,

@@ -2,6 +2,7 @@
 
 #![allow(clippy::inline_always)] // into functions compiled for wider instruction sets
 
+use super::blocks::BlockFormat;
 use super::exp;
 use super::kernel::{COLUMNS, Compute, Segment};
 
@@ -57,18 +58,17 @@ pub(super) fn weave<E: Compute>(
 ) {
     for (k, t) in (0..rows).step_by(E::PAIR).enumerate() {
         let out = &mut out[k * stride..][..cols];
-        let first = &from[t * from_stride..][..cols];
+        let row = |t: usize| &from[t * from_stride..][..cols];
         if E::PAIR == 1 {
-            out.copy_from_slice(bytemuck::cast_slice(first));
-        } else if t + 1 < rows {
-            let second = &from[(t + 1) * from_stride..][..cols];
-            for ((out, a), b) in out.iter_mut().zip(first).zip(second) {
-                *out = word(&[*a, *b]);
-            }
+            out.copy_from_slice(bytemuck::cast_slice(row(t)));
+            continue;
+        }
+        let first = bytemuck::cast_slice::<E, u16>(row(t)).iter().map(|v| u32::from(*v));
+        if t + 1 < rows {
+            let second = bytemuck::cast_slice::<E, u16>(row(t + 1)).iter().map(|v| u32::from(*v) << 16);
+            out.iter_mut().zip(first.zip(second)).for_each(|(out, (first, second))| *out = first | second);
         } else {
-            for (out, a) in out.iter_mut().zip(first) {
-                *out = word(&[*a]);
-            }
+            out.iter_mut().zip(first).for_each(|(out, first)| *out = first);
         }
     }
 }
@@ -92,6 +92,18 @@ pub(super) fn turn<E: Compute>(out: &mut [u32], block: &[u32]) {
     for n in 0..COLUMNS {
         for k in 0..COLUMNS {
             out[at(n, k)] = block[at(k, n)];
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn expand<E: Compute>(out: &mut [u32], block: &[u8], format: BlockFormat) {
+    let out = bytemuck::cast_slice_mut::<u32, E>(out);
+    let scales: [(f32, f32); COLUMNS] = std::array::from_fn(|n| format.scale(block, n));
+    for k in 0..COLUMNS {
+        let out = &mut out[k / E::PAIR * COLUMNS * E::PAIR..][..COLUMNS * E::PAIR];
+        for (n, (d, m)) in scales.iter().enumerate() {
+            out[n * E::PAIR + k % E::PAIR] = E::round(d * format.quant(block, n, k) + m);
         }
     }
 }
@@ -121,10 +133,12 @@ pub(super) fn scale(values: &mut [f32], factor: f32) {
 pub(super) fn max(values: &[f32]) -> f32 {
     let greater = |a: f32, b: f32| if b > a { b } else { a };
     let mut lanes = [f32::NEG_INFINITY; 16];
-    for chunk in values.chunks(16) {
+    let chunks = values.chunks_exact(16);
+    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, greater);
+    for chunk in chunks {
         lanes.iter_mut().zip(chunk).for_each(|(lane, value)| *lane = greater(*lane, *value));
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, greater)
+    lanes.into_iter().fold(rest, greater)
 }
 
 /// Sixteen partial sums, so that the compiler may use vectors of any width and the order stays fixed.
@@ -149,4 +163,73 @@ pub(super) fn spin<E: Compute>(rounds: usize) -> usize {
     }
     std::hint::black_box(sums);
     rounds * sums.as_flattened().len() * E::PAIR * 2
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::Element;
+
+    fn words(len: usize) -> Vec<u32> {
+        let mut state = 1u32;
+        let mut half = || {
+            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+            // A bf16 of a magnitude from 1/8 to 1.
+            (state >> 16 & 0x807f) | (0x3e00 + (state >> 8 & 0x0180))
+        };
+        (0..len).map(|_| half() | half() << 16).collect()
+    }
+
+    /// These kernels against those in use, which the tests of the ops hold to the plain versions.
+    fn portable_is_what_is_in_use<E: Element>() {
+        let kernels = E::kernels();
+        let values = words(4096);
+        for (rows, width) in [(1, 32), (5, 16), (12, 32)] {
+            let segment = Segment { a: &values[..40 * rows], b: &values[500..500 + 40 * width], words: 40 };
+            let short = Segment { words: 3, ..segment };
+            let (mut one, mut other) = ([1.0; 12 * COLUMNS], [1.0; 12 * COLUMNS]);
+            tile::<E>(&mut one, true, &[segment, short], rows, width);
+            (kernels.tile)(&mut other, true, &[segment, short], rows, width);
+            let near = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4;
+            assert!(one.iter().zip(&other).all(near), "tile of {rows} x {width}");
+        }
+        let from = bytemuck::cast_slice::<u32, E>(&values);
+        for len in [1, 31, 32, 33, 70] {
+            let rows: Vec<&[E]> = (0..7).map(|r| &from[r * 100..][..len]).collect();
+            let (mut one, mut other) = (vec![1; 9 * 70], vec![1; 9 * 70]);
+            pack(&mut one, 9, &rows);
+            (kernels.pack)(&mut other, 9, &rows);
+            assert_eq!(one, other, "pack of {len}");
+        }
+        for (rows, cols) in [(1, 1), (2, 32), (9, 17), (8, 16)] {
+            let (mut one, mut other) = (vec![1; 9 * 32], vec![1; 9 * 32]);
+            weave(&mut one, 32, from, 40, rows, cols);
+            (kernels.weave)(&mut other, 32, from, 40, rows, cols);
+            assert_eq!(one, other, "weave of {rows} x {cols}");
+        }
+        let (mut one, mut other) = ([0; 1024], [0; 1024]);
+        turn::<E>(&mut one, &values);
+        (kernels.turn)(&mut other, &values);
+        assert_eq!(one, other);
+        for format in [BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0] {
+            let block = &bytemuck::cast_slice(&values)[..4 * format.words()];
+            expand::<E>(&mut one, block, format);
+            (kernels.expand)(&mut other, block, format);
+            assert_eq!(one, other, "{format:?}");
+        }
+        let wide = bytemuck::cast_slice::<u32, f32>(&values);
+        assert_eq!(max(&wide[..77]).to_bits(), (kernels.max)(&wide[..77]).to_bits());
+        let (mut one, mut other) = ([E::default(); 77], [E::default(); 77]);
+        narrow(&mut one, &wide[..77]);
+        (kernels.narrow)(&mut other, &wide[..77]);
+        assert_eq!(one, other);
+    }
+
+    #[test]
+    fn portable_is_what_is_in_use_for_both_types() {
+        portable_is_what_is_in_use::<f32>();
+        portable_is_what_is_in_use::<bf16>();
+    }
 }

@@ -43,6 +43,8 @@ pub(crate) trait Right: Sync {
     fn k_words(&self) -> usize;
     /// Most `k` words that `panel` may be asked for at once.
     fn chunk(&self) -> usize;
+    /// Fetches what [`Right::panel`] will read, the i-th of n parts, where the processor does not do so by itself.
+    fn prefetch(&self, _panel: usize, _k: Range<usize>, _i: usize, _n: usize) {}
     /// Words `[k][COLUMNS]` of a part of a panel, written to `scratch` unless they lie ready.
     fn panel<'a>(&'a self, panel: usize, k: Range<usize>, scratch: &'a mut [u32]) -> &'a [u32];
 }
@@ -60,8 +62,8 @@ impl Extra for () {
     }
 }
 
-/// Expanded panels of this many `k` words stay in the second-level cache together with a tile's operands.
-pub(crate) const CHUNK: usize = 1024;
+/// Most `k` words of a panel that is expanded: it stays in the second-level cache with the left operand.
+pub(crate) const CHUNK: usize = 512;
 
 /// Computes `left right + extra_left extra` and hands each tile to `store(rows, panel, tile)`, tile rows being
 /// [`COLUMNS`] long.
@@ -74,50 +76,56 @@ pub(crate) fn multiply<E: Compute>(
     store: &(impl Fn(Range<usize>, usize, &mut [f32]) + Sync),
 ) {
     let kernels = E::kernels();
-    let plan = Plan::new(rows.count, right.panels());
+    let k_words = right.k_words();
+    let chunk = right.chunk().min(k_words);
+    let plan = Plan::new(rows.count, right.panels(), chunk);
     pool::run(plan.jobs(), &|job| {
         let (row_panels, panels) = plan.job(job);
-        let chunk = right.chunk().min(right.k_words());
-        let mut scratch = Scratch::take(if right.chunk() == usize::MAX {
-            0
-        } else {
-            chunk.next_multiple_of(COLUMNS) * COLUMNS
-        });
-        let several = chunk < right.k_words();
+        let mut scratch =
+            Scratch::take(if right.chunk() == usize::MAX { 0 } else { right.chunk() * COLUMNS });
+        // Between chunks every tile of the job is kept.
+        let several = chunk < k_words;
         let tile_len = ROWS * COLUMNS;
-        let mut tiles = Scratch::take(if several { row_panels.len() } else { 1 } * tile_len);
+        let mut tiles = Scratch::take(if several { row_panels.len() * panels.len() } else { 1 } * tile_len);
         let tiles: &mut [f32] = bytemuck::cast_slice_mut(&mut tiles);
-        for panel in panels {
-            let (extra_k, extra_words) = extra.panel(panel);
-            let mut k = 0..chunk;
-            loop {
-                let last = k.end == right.k_words();
+        let mut k = 0..chunk;
+        loop {
+            let last = k.end == k_words;
+            let next = k.end..(k.end + chunk).min(k_words);
+            for panel in panels.clone() {
                 let b = right.panel(panel, k.clone(), &mut scratch);
+                let (extra_k, extra_words) = if last { extra.panel(panel) } else { (0..0, &[][..]) };
                 for (i, row_panel) in row_panels.clone().enumerate() {
                     let range = rows.rows_of(row_panel);
-                    let tile = &mut tiles[if several { i } else { 0 } * tile_len..][..tile_len];
+                    let index = if several { (panel - panels.start) * row_panels.len() + i } else { 0 };
+                    let tile = &mut tiles[index * tile_len..][..tile_len];
+                    let a = left.part(&range, k.clone());
+                    let extra_a = extra_left.part(&range, extra_k.clone());
                     let segments = [
-                        Segment { a: left.part(&range, k.clone()), b, words: k.len() },
-                        Segment {
-                            a: extra_left.part(&range, extra_k.clone()),
-                            b: extra_words,
-                            words: extra_k.len(),
-                        },
+                        Segment { a, b, words: k.len() },
+                        Segment { a: extra_a, b: extra_words, words: extra_k.len() },
                     ];
-                    let segments = &segments[..if last { 2 } else { 1 }];
-                    (kernels.tile)(tile, k.start > 0, segments, range.len(), COLUMNS);
+                    (kernels.tile)(tile, k.start > 0, &segments, range.len(), COLUMNS);
+                    if panel + 1 < panels.end {
+                        right.prefetch(panel + 1, k.clone(), i, row_panels.len());
+                    } else {
+                        right.prefetch(panels.start, next.clone(), i, row_panels.len());
+                    }
                     if last {
                         store(range, panel, tile);
                     }
                 }
-                if last {
-                    break;
-                }
-                k = k.end..(k.end + chunk).min(right.k_words());
             }
+            if last {
+                break;
+            }
+            k = next;
         }
     });
 }
+
+/// Bytes of a left operand that stay in the second-level cache while panels of the right one pass.
+const MOST_LEFT: usize = 512 << 10;
 
 /// How a product is cut: blocks of row panels times groups of column panels.
 struct Plan {
@@ -130,14 +138,13 @@ struct Plan {
 impl Plan {
     /// Several jobs for each thread, so that a late thread costs little; few row blocks, as each expands its panels
     /// anew.
-    fn new(row_panels: usize, panels: usize) -> Self {
-        const MOST_ROW_PANELS: usize = 1024 / ROWS;
-        const FEWEST_ROW_PANELS: usize = 8;
+    fn new(row_panels: usize, panels: usize, chunk: usize) -> Self {
+        let most = (MOST_LEFT / (ROWS * 4 * chunk.max(1))).max(16);
         let jobs = 8 * pool::threads();
-        let few = row_panels.div_ceil(MOST_ROW_PANELS);
-        let many = (row_panels / FEWEST_ROW_PANELS).max(1);
+        let few = row_panels.div_ceil(most);
+        let many = (row_panels / 8).max(1);
         let row_blocks = jobs.div_ceil(panels.max(1)).clamp(few, many.max(few));
-        let group = (panels * row_blocks / (4 * jobs)).clamp(1, panels.max(1));
+        let group = (panels * row_blocks / jobs).clamp(1, 8);
         Self { row_panels, row_blocks, panels, group }
     }
     fn jobs(&self) -> usize {
@@ -175,7 +182,7 @@ mod tests {
     fn a_plan_covers_every_tile_once() {
         for row_panels in [1, 2, 7, 8, 19, 69, 86, 400] {
             for panels in [1, 2, 3, 17, 18, 96, 1536] {
-                let plan = Plan::new(row_panels, panels);
+                let plan = Plan::new(row_panels, panels, 100);
                 let mut seen = vec![0; row_panels * panels];
                 for job in 0..plan.jobs() {
                     let (row_panels, columns) = plan.job(job);

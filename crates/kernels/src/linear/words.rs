@@ -42,6 +42,18 @@ impl DerefMut for Words {
     }
 }
 
+/// Asks for words to be brought to the second-level cache.
+pub(crate) fn prefetch(words: &[u32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in words.chunks(LINE) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: every x86-64 has the instruction, and it may be given any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = words;
+}
+
 /// Words of unspecified content, given back for the next user when dropped.
 pub(crate) struct Scratch(Words);
 

@@ -1,0 +1,95 @@
+//! Weights kept in 4 or 8 bits, in the block formats of ggml: 32 values along a row share a scale.
+//!
+//! A stored block is 32 rows by 32 columns: the rows' scales (f16), for `Q4_1` their minima (f16), then the quants
+//! `[column][row]`, two columns to a byte in 4 bits. It is expanded to words when a product needs it, each value
+//! rounded just as if the matrix had been expanded before.
+
+use half::f16;
+
+use super::kernel::{COLUMNS, Compute};
+
+/// A block format of ggml.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BlockFormat {
+    /// `d (q - 8)`, 4 bits: 18 bytes for 32 values.
+    Q4_0,
+    /// `d q + m`, 4 bits: 20 bytes for 32 values.
+    Q4_1,
+    /// `d q`, signed 8 bits: 34 bytes for 32 values.
+    Q8_0,
+}
+
+impl BlockFormat {
+    /// Bytes of 32 values, as in a file.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q8_0 => 34,
+        }
+    }
+
+    /// Words of a stored block.
+    pub(super) const fn words(self) -> usize {
+        self.bytes() * COLUMNS / 4
+    }
+
+    /// Bytes before the quants.
+    pub(super) const fn head(self) -> usize {
+        if matches!(self, Self::Q4_1) { 4 * COLUMNS } else { 2 * COLUMNS }
+    }
+
+    /// Writes row `n` of a block, given as in a file.
+    pub(super) fn store(self, block: &mut [u8], n: usize, raw: &[u8]) {
+        block[2 * n..][..2].copy_from_slice(&raw[..2]);
+        let (head, quants) = (self.head(), &raw[self.head() / COLUMNS..]);
+        if self == Self::Q4_1 {
+            block[2 * (COLUMNS + n)..][..2].copy_from_slice(&raw[2..4]);
+        }
+        if self == Self::Q8_0 {
+            for (k, q) in quants.iter().enumerate() {
+                block[head + k * COLUMNS + n] = *q;
+            }
+        } else {
+            // ggml keeps the first half of the values in the lower four bits.
+            let quant = |k: usize| quants[k % 16] >> (k / 16 * 4) & 15;
+            for pair in 0..COLUMNS / 2 {
+                block[head + pair * COLUMNS + n] = quant(2 * pair) | quant(2 * pair + 1) << 4;
+            }
+        }
+    }
+
+    /// The scale and minimum of row `n` of a stored block.
+    #[inline(always)] // into functions compiled for wider instruction sets
+    #[allow(clippy::inline_always)]
+    pub(super) fn scale(self, block: &[u8], n: usize) -> (f32, f32) {
+        let half = |at: usize| f16::from_le_bytes([block[2 * at], block[2 * at + 1]]).to_f32();
+        let d = half(n);
+        match self {
+            Self::Q4_0 => (d, -8.0 * d),
+            Self::Q4_1 => (d, half(COLUMNS + n)),
+            Self::Q8_0 => (d, 0.0),
+        }
+    }
+
+    /// The quant of row `n`, column `k`.
+    #[inline(always)]
+    #[allow(clippy::inline_always)]
+    pub(super) fn quant(self, block: &[u8], n: usize, k: usize) -> f32 {
+        let quants = &block[self.head()..];
+        if self == Self::Q8_0 {
+            f32::from(quants[k * COLUMNS + n] as i8)
+        } else {
+            f32::from(quants[k / 2 * COLUMNS + n] >> (k % 2 * 4) & 15)
+        }
+    }
+
+    /// Row `n` of a stored block, rounded to `E`.
+    pub(super) fn read<E: Compute>(self, block: &[u8], n: usize) -> [E; COLUMNS] {
+        let (d, m) = self.scale(block, n);
+        let values: [f32; COLUMNS] = std::array::from_fn(|k| d * self.quant(block, n, k) + m);
+        let mut out = [E::default(); COLUMNS];
+        (E::kernels().narrow)(&mut out, &values);
+        out
+    }
+}
