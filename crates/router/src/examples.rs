@@ -106,7 +106,7 @@ impl Encoded {
         let system = own.unwrap_or(&recipe.system);
         let prompt = Prompt::freeze(template, tokenizer, model, system, varied, recipe.max_tokens)?;
         let names = data.labels();
-        let ids = names.iter().map(|n| prompt.encode_label(tokenizer, n)).collect::<Result<Vec<_>>>()?;
+        let ids = prompt.encode_labels(tokenizer, &names)?;
         LabelTrie::new(&ids)?;
         let index: HashMap<&str, usize> =
             names.iter().enumerate().map(|(i, name)| (name.as_str(), i)).collect();

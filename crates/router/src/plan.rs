@@ -14,12 +14,12 @@ pub struct Recipe {
     pub lora: Lora,
     /// The optimizer's settings.
     pub optimizer: OptimizerOptions,
-    /// Passes over the training examples.
-    pub epochs: f32,
+    /// Passes over the training examples; `None`: see [`Recipe::sized_for`].
+    pub epochs: Option<f32>,
     /// Stop after this many steps, whatever the epochs.
     pub max_steps: Option<u64>,
-    /// Examples a step.
-    pub batch: usize,
+    /// Examples a step; `None`: see [`Recipe::sized_for`].
+    pub batch: Option<usize>,
     /// Rows computed at once; bounds the memory.
     pub rows_per_pass: usize,
     /// Of everything random.
@@ -47,24 +47,24 @@ impl Default for Recipe {
     /// The defaults, found on three data sets (`docs/log.md`).
     fn default() -> Self {
         Self {
-            lora: Lora { rank: 16, alpha: 16.0, rslora: false, projections: Projection::ALL.to_vec() },
+            lora: Lora { rank: 64, alpha: 64.0, rslora: false, projections: Projection::ALL.to_vec() },
             optimizer: OptimizerOptions {
-                lr: 1e-3,
+                lr: 2e-3,
                 b_lr_ratio: 1.0,
                 beta1: 0.9,
                 beta2: 0.999,
                 eps: 1e-8,
                 weight_decay: 0.0,
                 clip: 1.0,
-                warm_up: 0.05,
-                schedule: Schedule::Cosine,
+                warm_up: 0.06,
+                schedule: Schedule::Linear,
             },
-            epochs: 3.0,
+            epochs: None,
             max_steps: None,
-            batch: 32,
+            batch: None,
             rows_per_pass: 1024,
             seed: 0,
-            balance: Balance::None,
+            balance: Balance::Weight,
             validate_every: None,
             patience: None,
             validation_share: 0.1,
@@ -75,6 +75,26 @@ impl Default for Recipe {
         }
     }
 }
+
+impl Recipe {
+    /// Examples a step and passes over the data for a training set of this size.
+    ///
+    /// Three passes in steps of 32 are enough for thousands of examples. A few hundred learn better in more and
+    /// smaller steps: 16 examples a step, and as many passes as give [`FEWEST_STEPS`], at most [`MOST_EPOCHS`].
+    pub fn sized_for(&self, examples: usize) -> (usize, f32) {
+        let small = examples < 32 * (FEWEST_STEPS as usize) / 3;
+        let batch = self.batch.unwrap_or(if small { 16 } else { 32 });
+        let wanted = FEWEST_STEPS * batch as f32 / examples.max(1) as f32;
+        (batch, self.epochs.unwrap_or(wanted.clamp(FEWEST_EPOCHS, MOST_EPOCHS)))
+    }
+}
+
+/// Steps below which more passes are made.
+const FEWEST_STEPS: f32 = 300.0;
+/// Passes over a large data set.
+const FEWEST_EPOCHS: f32 = 3.0;
+/// Passes over the smallest.
+const MOST_EPOCHS: f32 = 10.0;
 
 /// A run's inputs, kept in its folder so that `--resume` needs nothing else.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -145,14 +145,24 @@ impl Prompt {
         Ok((ids, cut))
     }
 
-    /// The label's tokens with the end token.
+    /// Each label's tokens with the end token.
+    ///
+    /// Underscores and hyphens are spoken as spaces (`card_arrival` as "card arrival"): fewer tokens, and words that
+    /// the model knows. Where two labels would become one that way, all are taken as they stand.
     ///
     /// # Errors
     /// When the tokenizer fails.
-    pub fn encode_label(&self, tokenizer: &Tokenizer, label: &str) -> Result<Vec<u32>> {
-        let mut ids = tokenizer.encode_plain(label)?;
-        ids.push(self.end_id);
-        Ok(ids)
+    pub fn encode_labels(&self, tokenizer: &Tokenizer, labels: &[String]) -> Result<Vec<Vec<u32>>> {
+        let spoken: Vec<String> = labels.iter().map(|label| speak(label)).collect();
+        let distinct = spoken.iter().collect::<std::collections::HashSet<_>>().len() == labels.len();
+        let usable = distinct && spoken.iter().all(|label| !label.is_empty());
+        let texts = if usable { &spoken } else { labels };
+        let encode = |text: &String| -> Result<Vec<u32>> {
+            let mut ids = tokenizer.encode_plain(text)?;
+            ids.push(self.end_id);
+            Ok(ids)
+        };
+        texts.iter().map(encode).collect()
     }
 
     /// Everything before the query's text, after the shared beginning, for a conversation of its own.
@@ -196,5 +206,27 @@ impl Prompt {
             });
         }
         Ok(ids.split_off(self.shared))
+    }
+}
+
+/// A label as it would be said: `card_arrival` as "card arrival".
+fn speak(label: &str) -> String {
+    label
+        .split(|c: char| c == '_' || c == '-' || c.is_whitespace())
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::speak;
+
+    #[test]
+    fn labels_are_spoken() {
+        assert_eq!(speak("card_arrival"), "card arrival");
+        assert_eq!(speak("health-and-dental"), "health and dental");
+        assert_eq!(speak("Refund_not__showing_up "), "Refund not showing up");
+        assert_eq!(speak("--"), "");
     }
 }

@@ -167,12 +167,13 @@ impl<'a, B: Backend> Training<'a, B> {
     ) -> Result<Self> {
         let labels: Vec<Vec<u32>> = encoded.labels.iter().map(|label| label.ids.clone()).collect();
         let draw = (recipe.balance == Balance::Sample).then(|| Balance::factors(&encoded.train_labels));
-        let sampler = Sampler::new(encoded.train.len(), recipe.batch, recipe.seed, draw.as_deref());
-        let planned = (f64::from(recipe.epochs) * sampler.steps_per_epoch() as f64).ceil() as u64;
+        let (batch, epochs) = recipe.sized_for(encoded.train.len());
+        let sampler = Sampler::new(encoded.train.len(), batch, recipe.seed, draw.as_deref());
+        let planned = (f64::from(epochs) * sampler.steps_per_epoch() as f64).ceil() as u64;
         let total_steps = planned.min(recipe.max_steps.unwrap_or(u64::MAX)).max(1);
         let options = TrainerOptions {
             optimizer: recipe.optimizer.clone(),
-            batch: recipe.batch,
+            batch,
             rows_per_pass: recipe.rows_per_pass,
             total_steps,
             seed: recipe.seed,

@@ -90,7 +90,7 @@ pub(crate) struct RecipeArgs {
     /// Projections that train, by name; all seven by default.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub(crate) targets: Vec<String>,
-    /// Passes over the examples.
+    /// Passes over the examples; 3, and up to 10 where there are few.
     #[arg(long, value_name = "N")]
     pub(crate) epochs: Option<f32>,
     /// Stop after this many steps.
@@ -108,7 +108,7 @@ pub(crate) struct RecipeArgs {
     /// Weight decay.
     #[arg(long, value_name = "X")]
     pub(crate) weight_decay: Option<f32>,
-    /// Examples a step.
+    /// Examples a step; 32, or 16 where there are few.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) batch: Option<u32>,
     /// Tokens computed at once; lower it to save memory, the result stays the same.
@@ -150,20 +150,22 @@ impl RecipeArgs {
         if !self.targets.is_empty() {
             recipe.lora.projections = projections(&self.targets)?;
         }
-        set(&mut recipe.epochs, self.epochs);
+        recipe.epochs = self.epochs.or(recipe.epochs);
         set(&mut recipe.optimizer.lr, self.lr);
         set(&mut recipe.optimizer.warm_up, self.warm_up);
         set(&mut recipe.optimizer.weight_decay, self.weight_decay);
-        for (name, value) in
-            [("epochs", recipe.epochs), ("lr", recipe.optimizer.lr), ("alpha", recipe.lora.alpha)]
-        {
+        for (name, value) in [
+            ("epochs", recipe.epochs.unwrap_or(1.0)),
+            ("lr", recipe.optimizer.lr),
+            ("alpha", recipe.lora.alpha),
+        ] {
             anyhow::ensure!(
                 value.is_finite() && value > 0.0,
                 "--{name} is {value}, expected a number above 0"
             );
         }
         recipe.max_steps = self.max_steps.or(recipe.max_steps);
-        recipe.batch = self.batch.map_or(recipe.batch, |batch| batch as usize);
+        recipe.batch = self.batch.map(|batch| batch as usize).or(recipe.batch);
         recipe.rows_per_pass = self.rows_per_pass.unwrap_or(recipe.rows_per_pass);
         recipe.seed = self.seed.unwrap_or(recipe.seed);
         recipe.validate_every = self.validate_every.or(recipe.validate_every);
