@@ -61,7 +61,7 @@ impl<B: Backend> Model<B> {
         let norm = norm("model.norm.weight".into())?;
         let positions = config.max_positions.min(MAX_POSITIONS);
         let rotary = rotary_table(&backend, &config, positions);
-        Ok(Self { embedding, head, blocks, norm, rotary, positions, config, backend })
+        Ok(Self { backend, config, embedding, head, blocks, norm, rotary, positions })
     }
 
     /// The model's sizes.

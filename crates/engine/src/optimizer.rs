@@ -3,8 +3,6 @@
 use kernels::{AdamW, Backend};
 use serde::{Deserialize, Serialize};
 
-use crate::lora::LoraEntry;
-
 /// How the learning rate falls after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -22,8 +20,6 @@ pub enum Schedule {
 pub struct OptimizerOptions {
     /// Learning rate at its highest.
     pub lr: f32,
-    /// B's learning rate is this many times A's (LoRA+: Hayou et al., 2024).
-    pub b_lr_ratio: f32,
     /// Decay of the first moment.
     pub beta1: f32,
     /// Decay of the second moment.
@@ -80,17 +76,11 @@ impl<B: Backend> Optimizer<B> {
     }
 
     /// Clips, steps, and returns the gradient's norm before clipping and the learning rate.
-    pub(crate) fn step(
-        &mut self,
-        backend: &B,
-        options: &OptimizerOptions,
-        entries: &[LoraEntry],
-        total: u64,
-    ) -> (f32, f32) {
+    pub(crate) fn step(&mut self, backend: &B, options: &OptimizerOptions, total: u64) -> (f32, f32) {
         let norm = backend.square_sum(&self.gradients).sqrt() as f32;
         let lr = options.lr * options.factor(self.steps, total);
         self.steps += 1;
-        let a_step = AdamW {
+        let step = AdamW {
             lr,
             beta1: options.beta1,
             beta2: options.beta2,
@@ -101,28 +91,20 @@ impl<B: Backend> Optimizer<B> {
             gradient_scale: (options.clip / (norm + 1e-6)).min(1.0),
         };
         let Self { parameters, gradients, first, second, .. } = self;
-        let mut run = |range, step: &AdamW| backend.adamw(parameters, gradients, first, second, range, step);
-        if options.b_lr_ratio == 1.0 {
-            run(0..self.len, &a_step);
-        } else {
-            let b_step = AdamW { lr: lr * options.b_lr_ratio, ..a_step };
-            for entry in entries {
-                run(entry.a_range(), &a_step);
-                run(entry.b_range(), &b_step);
-            }
-        }
+        backend.adamw(parameters, gradients, first, second, 0..self.len, &step);
         (norm, lr)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::float_cmp)]
+
     use super::*;
 
     fn options(schedule: Schedule, warm_up: f32) -> OptimizerOptions {
         OptimizerOptions {
             lr: 1.0,
-            b_lr_ratio: 1.0,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,

@@ -1,6 +1,8 @@
 //! The engine against transformers and PEFT: small random models of odd sizes, and SmolLM2's real weights.
 //! The fixtures are made by `tools/parity/llama.py` and `smollm2.py`, in f64.
 
+#![allow(clippy::float_cmp)] // Promises of equal bits are tested as such.
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -113,7 +115,6 @@ fn options(optimizer: &Value, rows_per_pass: usize, batch: usize) -> TrainerOpti
     TrainerOptions {
         optimizer: OptimizerOptions {
             lr: number(&optimizer["lr"]),
-            b_lr_ratio: 1.0,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
@@ -369,7 +370,8 @@ fn smollm2_equals_transformers_and_peft() {
     let rows = training["examples"].as_array().unwrap();
     let sequences: Vec<_> =
         rows.iter().map(|e| (ids(&e["ids"]), e["prompt"].as_u64().unwrap() as usize)).collect();
-    let shared = (0..).take_while(|&i| sequences.iter().all(|(s, _)| s[i] == sequences[0].0[i])).count();
+    let shared =
+        (0..sequences[0].1).take_while(|&i| sequences.iter().all(|(s, _)| s[i] == sequences[0].0[i])).count();
     let prefix = sequences[0].0[..shared].to_vec();
     let split = |(ids, prompt): &(Vec<u32>, usize)| Example {
         query: ids[shared..*prompt].to_vec(),

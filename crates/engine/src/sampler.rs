@@ -22,7 +22,9 @@ impl Balance {
     /// The factor of each example, `1 / sqrt(share of its label)`, scaled to a mean of one.
     pub fn factors(labels: &[usize]) -> Vec<f32> {
         let mut counts = vec![0.0f64; labels.iter().max().map_or(0, |max| max + 1)];
-        labels.iter().for_each(|&label| counts[label] += 1.0);
+        for &label in labels {
+            counts[label] += 1.0;
+        }
         let raw: Vec<f64> = labels.iter().map(|&label| 1.0 / counts[label].sqrt()).collect();
         let mean = raw.iter().sum::<f64>() / raw.len().max(1) as f64;
         raw.iter().map(|factor| (factor / mean) as f32).collect()

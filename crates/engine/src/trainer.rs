@@ -5,7 +5,7 @@ use kernels::Backend;
 use serde::{Deserialize, Serialize};
 
 use crate::backward::Tape;
-use crate::lora::{Adapter, Lora, LoraEntry};
+use crate::lora::{Adapter, Lora};
 use crate::model::Model;
 use crate::optimizer::{Optimizer, OptimizerOptions};
 use crate::sampler::Sampler;
@@ -74,7 +74,6 @@ pub struct Snapshot {
 pub struct Trainer<B: Backend> {
     model: Model<B>,
     lora: Lora,
-    entries: Vec<LoraEntry>,
     optimizer: Optimizer<B>,
     options: TrainerOptions,
     sampler: Sampler,
@@ -105,22 +104,9 @@ impl<B: Backend> Trainer<B> {
         }
         model.attach(&adapter);
         let optimizer = Optimizer::new(model.backend(), &adapter.values);
-        let entries = adapter.lora.entries(model.config());
         let (tree, losses) = (TokenTree::default(), Vec::new());
         let lora = adapter.lora;
-        Ok(Self {
-            model,
-            lora,
-            entries,
-            optimizer,
-            options,
-            sampler,
-            prefix,
-            examples,
-            tape: None,
-            tree,
-            losses,
-        })
+        Ok(Self { model, lora, optimizer, options, sampler, prefix, examples, tape: None, tree, losses })
     }
 
     /// The model with its current adapter.
@@ -160,8 +146,7 @@ impl<B: Backend> Trainer<B> {
             return Err(Error::Diverged { step: step + 1, loss });
         }
         let (backend, options) = (&self.model.backend, &self.options);
-        let (gradient_norm, lr) =
-            self.optimizer.step(backend, &options.optimizer, &self.entries, options.total_steps);
+        let (gradient_norm, lr) = self.optimizer.step(backend, &options.optimizer, options.total_steps);
         self.model.refresh(&self.optimizer.parameters);
         Ok(StepReport { step: step + 1, loss, gradient_norm, lr, examples: batch.len(), rows, tokens })
     }

@@ -19,7 +19,7 @@ impl<E: Element> Cpu<E> {
         Self(PhantomData)
     }
 
-    fn target<'a>(output: Output<'a, Self>) -> Target<'a, E> {
+    fn target(output: Output<'_, Self>) -> Target<'_, E> {
         match output {
             Output::Narrow(out) => Target::Narrow(out),
             Output::Wide(out) => Target::Wide(out),

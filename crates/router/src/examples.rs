@@ -129,7 +129,9 @@ impl Encoded {
         }
         let valid = data.valid.iter().map(&mut encode).collect::<Result<Vec<_>>>()?;
         let mut counts = vec![0; names.len()];
-        train_labels.iter().for_each(|&label| counts[label] += 1);
+        for &label in &train_labels {
+            counts[label] += 1;
+        }
         let rows = names.iter().zip(ids).zip(counts);
         let labels =
             rows.map(|((text, ids), examples)| LabelRecord { text: text.clone(), ids, examples }).collect();

@@ -15,7 +15,7 @@ pub(crate) const FORMAT: u32 = 1;
 /// Everything that a run folder says of itself. It holds no date and no duration: the same run gives the same bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`FORMAT`].
+    /// The version of the format, 1.
     pub format: u32,
     /// Version of frontdesk that wrote it.
     pub version: String,

@@ -50,7 +50,6 @@ impl Default for Recipe {
             lora: Lora { rank: 64, alpha: 64.0, rslora: false, projections: Projection::ALL.to_vec() },
             optimizer: OptimizerOptions {
                 lr: 2e-3,
-                b_lr_ratio: 1.0,
                 beta1: 0.9,
                 beta2: 0.999,
                 eps: 1e-8,
@@ -80,7 +79,7 @@ impl Recipe {
     /// Examples a step and passes over the data for a training set of this size.
     ///
     /// Three passes in steps of 32 are enough for thousands of examples. A few hundred learn better in more and
-    /// smaller steps: 16 examples a step, and as many passes as give [`FEWEST_STEPS`], at most [`MOST_EPOCHS`].
+    /// smaller steps: 16 examples a step, and as many passes as give 300 steps, at most 10.
     pub fn sized_for(&self, examples: usize) -> (usize, f32) {
         let small = examples < 32 * (FEWEST_STEPS as usize) / 3;
         let batch = self.batch.unwrap_or(if small { 16 } else { 32 });

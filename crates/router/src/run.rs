@@ -110,7 +110,7 @@ impl RunFolder {
         for name in
             ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"]
         {
-            manifest.files.insert(name.to_owned(), store::sha256_file(&path.join(name))?);
+            manifest.files.insert(name.to_owned(), store::sha256_file(path.join(name))?);
         }
         write_json(&path.join(MANIFEST), &manifest)?;
         Ok(Self { path: path.to_path_buf(), manifest })

@@ -97,7 +97,7 @@ pub fn train<B: Backend>(
         shown: encoded.show(&tokenizer, 3)?,
     });
     let mut log = Log::open(&out.join(LOG), steps_before)?;
-    run.to_the_end(&checkpoint, &mut log, Duration::from_secs_f32(plan.checkpoint_seconds))?;
+    run.train_to_the_end(&checkpoint, &mut log, Duration::from_secs_f32(plan.checkpoint_seconds))?;
     let steps = run.trainer.steps();
     let (adapter, best, log_probs) = run.finish()?;
 
@@ -185,7 +185,7 @@ impl<'a, B: Backend> Training<'a, B> {
         Ok(Self { trainer, scorer, encoded, recipe, observer, total_steps, best: None })
     }
 
-    fn to_the_end(&mut self, checkpoint: &Checkpoint, log: &mut Log, between: Duration) -> Result<()> {
+    fn train_to_the_end(&mut self, checkpoint: &Checkpoint, log: &mut Log, between: Duration) -> Result<()> {
         let validate_every =
             self.recipe.validate_every.unwrap_or(self.total_steps.div_ceil(VALIDATIONS)).max(1);
         let mut saved = Instant::now();

@@ -16,6 +16,8 @@ use crate::verbs::{FieldArgs, base_path, eval, open_router, route, train};
 const TRAIN: &str = include_str!("../../../../examples/insurance/train.json");
 const TEST: &str = include_str!("../../../../examples/insurance/test.json");
 const MODEL: &str = "smollm2-135m";
+/// What is asked of automatic routing: as much as the few held-out rows of the sample can show.
+const TARGET_PRECISION: f64 = 0.85;
 /// In none of the two files.
 const QUERIES: [&str; 3] = [
     "someone reversed into my parked car at the supermarket and drove off, what now",
@@ -65,7 +67,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
         out: run.clone(),
         resume: false,
         method: train::Method::Lora,
-        recipe: args.recipe.clone(),
+        recipe: train::RecipeArgs {
+            target_precision: args.recipe.target_precision.or(Some(TARGET_PRECISION)),
+            ..args.recipe.clone()
+        },
         checkpoint_seconds: 30.0,
         device: args.device.clone(),
     };

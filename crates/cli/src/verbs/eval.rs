@@ -75,8 +75,9 @@ fn judge<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     }
     let manifest = router.manifest();
     let known: Vec<String> = manifest.labels.iter().map(|label| label.text.clone()).collect();
+    let name = format!("{} + LoRA", manifest.base.source);
     let timing = Seconds { train: None, evaluate: Some(seconds) };
-    let mut section = ModelSection::new(&manifest.base.name, &known, &predictions, timing)
+    let mut section = ModelSection::new(&name, &known, &predictions, timing)
         .with_thresholds(manifest.thresholds.clone(), &predictions);
     section.calibration = Some(manifest.calibration.clone());
     section.facts = facts(&router, predictions.len() as f64 / seconds);
