@@ -47,6 +47,24 @@ impl RunFolder {
         Ok(Self { path, manifest })
     }
 
+    /// The run in `path` if its training came to its end; a checkpoint that a kill in the last moment left is removed.
+    ///
+    /// # Errors
+    /// As [`RunFolder::open`], for a folder that holds a finished run.
+    pub fn finished(path: impl AsRef<Path>) -> Result<Option<Self>> {
+        let path = path.as_ref();
+        if !path.join(MANIFEST).exists() {
+            return Ok(None);
+        }
+        let run = Self::open(path)?;
+        let left = path.join(CHECKPOINT);
+        if left.exists() {
+            let failed = |source| Error::Io { path: left.clone(), action: "removed", source };
+            std::fs::remove_dir_all(&left).map_err(failed)?;
+        }
+        Ok(Some(run))
+    }
+
     /// The adapter's values for a model of this shape.
     ///
     /// # Errors

@@ -220,7 +220,8 @@ impl<'a, B: Backend> Training<'a, B> {
     fn validate(&mut self, step: u64) -> Result<Validated> {
         let log_probs = self.score()?;
         let (accuracy, macro_f1) = judge(&log_probs, self.encoded);
-        let better = self.best.as_ref().is_none_or(|best| macro_f1 > best.macro_f1);
+        // Of equals the later one: its learning rate has fallen further.
+        let better = self.best.as_ref().is_none_or(|best| macro_f1 >= best.macro_f1);
         if better {
             let values = self.trainer.adapter().values;
             self.best = Some(Best { step, macro_f1, accuracy, misses: 0, values });

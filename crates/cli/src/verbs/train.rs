@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use engine::{Balance, Projection, Schedule};
 use formats::BaseModel;
 use kernels::Backend;
-use router::{Outcome, Plan, Recipe, TrainData};
+use router::{Outcome, Plan, Recipe, RunFolder, TrainData};
 use routing::ReadOptions;
 
 use crate::Done;
@@ -203,6 +203,13 @@ fn projections(names: &[String]) -> anyhow::Result<Vec<Projection>> {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
+    if args.resume
+        && let Some(run) = RunFolder::finished(&args.out)?
+    {
+        eprintln!("this run is finished already");
+        println!("{}", run.path.display());
+        return Ok(Done::Fully);
+    }
     let outcome = train(args)?;
     eprintln!(
         "next: frontdesk eval --model {0} --data TEST_FILE, or frontdesk route --model {0} \"a query\"",

@@ -1,0 +1,139 @@
+//! From labelled queries to a routed one, and through interruptions, on a tiny random model.
+#![allow(clippy::unwrap_used)] // A test may fail loudly anywhere, also in its helpers.
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{frontdesk, queries, stderr, tiny_model};
+use serde_json::Value;
+
+const RECIPE: [&str; 12] = [
+    "--batch",
+    "8",
+    "--lr",
+    "0.01",
+    "--rank",
+    "4",
+    "--precision",
+    "f32",
+    "--data",
+    "data.csv",
+    "--validate-every",
+    "40",
+];
+
+fn train(folder: &Path, out: &str, epochs: &str) -> std::process::Output {
+    let mut command = frontdesk(folder);
+    command.args(["train", "--out", out, "--epochs", epochs, "--base"]).arg(tiny_model()).args(RECIPE);
+    command.output().unwrap()
+}
+
+#[test]
+fn check_train_eval_route() {
+    let folder = tempfile::tempdir().unwrap();
+    queries(&folder.path().join("data.csv"), 20);
+    let output = train(folder.path(), "run", "12");
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("⟦<|end|>⟧"), "the tokens that carry loss are shown: {said}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "run\n", "stdout holds the result alone");
+
+    let again = train(folder.path(), "run", "1");
+    assert_eq!(again.status.code(), Some(2));
+    assert!(stderr(&again).contains("--out"), "a finished run is not overwritten: {}", stderr(&again));
+
+    let eval = |flags: &[&str]| {
+        let mut command = frontdesk(folder.path());
+        command.args(["eval", "--model", "run", "--data", "data.csv", "--json", "--report", "report"]);
+        command.args(["--predictions", "rows.jsonl", "--precision", "f32"]).args(flags).output().unwrap()
+    };
+    let output = eval(&["--min-accuracy", "0.9"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let metrics: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(metrics["accuracy"].as_f64().unwrap() >= 0.9, "{metrics}");
+    for key in ["macro", "weighted", "micro", "per_label", "confusion", "n", "seconds", "baseline"] {
+        assert!(!metrics[key].is_null(), "{key} is missing");
+    }
+    let rows = std::fs::read_to_string(folder.path().join("rows.jsonl")).unwrap();
+    assert_eq!(rows.lines().count(), 60);
+    let page = std::fs::read_to_string(folder.path().join("report/report.html")).unwrap();
+    assert!(page.contains("card_lost") && page.contains("TF-IDF"));
+    assert_eq!(eval(&["--min-accuracy", "1.01"]).status.code(), Some(1), "a missed bar is exit code 1");
+
+    let mut command = frontdesk(folder.path());
+    command.args(["route", "--model", "run", "--json", "--precision", "f32"]);
+    let output = command.write_stdin("lost my card c\nhello good day d\n").output().unwrap();
+    let lines: Vec<Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!((&lines[0]["label"], &lines[1]["label"]), (&"card_lost".into(), &"greeting".into()));
+    assert_eq!(lines[0]["alternatives"].as_array().unwrap().len(), 2);
+    let sum = |line: &Value| {
+        let others =
+            line["alternatives"].as_array().unwrap().iter().map(|a| a["probability"].as_f64().unwrap());
+        line["probability"].as_f64().unwrap() + others.sum::<f64>()
+    };
+    assert!((sum(&lines[0]) - 1.0).abs() < 1e-6, "three labels share all probability");
+}
+
+#[test]
+fn a_changed_file_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    queries(&folder.path().join("data.csv"), 8);
+    assert!(train(folder.path(), "run", "1").status.success());
+    let weights = folder.path().join("run/adapter_model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    let output = frontdesk(folder.path()).args(["route", "--model", "run", "hello"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("adapter_model.safetensors"), "{}", stderr(&output));
+}
+
+/// Kills a run again and again, resumes it each time, and compares its bytes with a run that nobody disturbed.
+#[test]
+fn kill_and_resume_ends_with_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    queries(&folder.path().join("data.csv"), 20);
+    assert!(train(folder.path(), "unbroken", "60").status.success());
+
+    let start = |resume: bool| {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin("frontdesk"));
+        command.current_dir(folder.path()).stderr(Stdio::null()).stdout(Stdio::null());
+        command.args(["train", "--out", "broken", "--precision", "f32"]);
+        if resume {
+            command.arg("--resume");
+        } else {
+            command
+                .args(["--epochs", "60", "--checkpoint-seconds", "0", "--base"])
+                .arg(tiny_model())
+                .args(RECIPE);
+        }
+        command.spawn().unwrap()
+    };
+    let started = || folder.path().join("broken/checkpoint/plan.json").exists();
+    let mut kills = 0;
+    for round in 0..10u64 {
+        let mut child = start(started());
+        // Moments spread over the run, the same in every test.
+        std::thread::sleep(Duration::from_millis(15 + (round * 37) % 90));
+        child.kill().unwrap();
+        if !child.wait().unwrap().success() {
+            kills += 1;
+        }
+        if folder.path().join("broken/frontdesk.json").exists() {
+            break;
+        }
+    }
+    let finished = start(started()).wait().unwrap();
+    assert!(finished.success(), "the last resume must finish");
+    assert!(kills >= 3, "the run ended after {kills} kills: too quick to show anything");
+    for file in ["adapter_model.safetensors", "adapter_config.json", "frontdesk.json", "tokenizer.json"] {
+        let read = |run: &str| std::fs::read(folder.path().join(run).join(file)).unwrap();
+        assert!(read("broken") == read("unbroken"), "{file} differs");
+    }
+    assert!(!folder.path().join("broken/checkpoint").exists());
+}
