@@ -20,7 +20,7 @@ mod trie;
 
 pub use error::{Error, Result};
 pub use lora::{Adapter, Lora, LoraEntry, Projection};
-pub use model::Model;
+pub use model::{Model, Storage};
 pub use optimizer::{OptimizerOptions, Schedule};
 pub use sampler::{Balance, Sampler};
 pub use scorer::{LabelScores, Scorer, ScorerOptions};

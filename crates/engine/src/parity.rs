@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::tree::TokenTree;
 use crate::{
     Adapter, Example, LabelTrie, Lora, Model, OptimizerOptions, Projection, Sampler, Schedule, Scorer,
-    ScorerOptions, Trainer, TrainerOptions,
+    ScorerOptions, Storage, Trainer, TrainerOptions,
 };
 
 /// f32 sums of at most a few hundred products against f64.
@@ -55,7 +55,7 @@ impl Case {
     }
 
     fn model<B: Backend>(&self, backend: B) -> Model<B> {
-        Model::load(backend, &BaseModel::open(&self.folder).unwrap()).unwrap()
+        Model::load(backend, &BaseModel::open(&self.folder).unwrap(), Storage::Expanded).unwrap()
     }
 
     fn adapter<B: Backend>(&self, model: &Model<B>, folder: &str) -> Adapter {
@@ -347,7 +347,7 @@ fn smollm2_equals_transformers_and_peft() {
     let Some(path) = smollm2() else { return };
     let spec = json(&fixtures("smollm2.json"));
     let base = BaseModel::open(path).unwrap();
-    let model = Model::load(Cpu::<f32>::new(), &base).unwrap();
+    let model = Model::load(Cpu::<f32>::new(), &base, Storage::AsStored).unwrap();
     let vocabulary = model.config().vocab_size;
     for prompt in spec["next_tokens"].as_array().unwrap() {
         let found = all_log_probs(&model, &ids(&prompt["ids"]));
@@ -395,4 +395,17 @@ fn smollm2_equals_transformers_and_peft() {
             }
         }
     }
+}
+
+#[test]
+fn weights_in_few_bits_give_the_same_bytes() {
+    let Some(path) = smollm2() else { return };
+    let base = BaseModel::open(path).unwrap();
+    let score = |storage| {
+        let model = Model::load(Cpu::<kernels::bf16>::new(), &base, storage).unwrap();
+        (all_log_probs(&model, &[1, 9690, 198, 2683, 359, 253]), model.weight_bytes())
+    };
+    let ((expanded, large), (stored, small)) = (score(Storage::Expanded), score(Storage::AsStored));
+    assert!(expanded == stored, "the storage must not change a bit");
+    assert!(small * 5 < large * 2, "{small} bytes in few bits, {large} expanded");
 }

@@ -119,6 +119,11 @@ impl<B: Backend> Trainer<B> {
         self.optimizer.steps
     }
 
+    /// Values that train.
+    pub fn parameters(&self) -> usize {
+        self.model.backend.wide_len(&self.optimizer.parameters)
+    }
+
     /// Takes one step.
     ///
     /// # Errors

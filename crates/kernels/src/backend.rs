@@ -1,6 +1,6 @@
 //! The list of ops that a device offers to the engine.
 
-use crate::{AdamW, AttentionShape, Direction, Gate, KvColumns, Linear, Norm, TreeLayout};
+use crate::{AdamW, AttentionShape, BlockFormat, Direction, Gate, KvColumns, Linear, Norm, TreeLayout};
 
 /// Where a product goes.
 pub enum Output<'a, B: Backend> {
@@ -48,6 +48,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn clear(&self, buffer: &mut Self::Wide, len: usize);
     /// Builds a frozen `(rows, cols)` matrix; `read(row, out)` fills one row.
     fn matrix(&self, rows: usize, cols: usize, read: &mut dyn FnMut(usize, &mut [f32])) -> Self::Matrix;
+    /// Builds a frozen `(rows, cols)` matrix that keeps the few bits of a file's blocks, row-major; products are the
+    /// same as with the expanded matrix. `cols` is a multiple of 32.
+    fn matrix_from_blocks(&self, format: BlockFormat, rows: usize, cols: usize, raw: &[u8]) -> Self::Matrix;
     /// Bytes that a matrix occupies.
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
 

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use crate::linear::{Layer, PackedAdapter, PackedMatrix, Target};
 use crate::{
-    AdamW, AttentionShape, Backend, Direction, Element, Gate, KvColumns, Linear, Norm, Output, TreeLayout,
-    adamw, attention, cross_entropy, element, embed, gated, isa, linear, norm, rotary,
+    AdamW, AttentionShape, Backend, BlockFormat, Direction, Element, Gate, KvColumns, Linear, Norm, Output,
+    TreeLayout, adamw, attention, cross_entropy, element, embed, gated, isa, linear, norm, rotary,
 };
 
 /// The processor, computing in `E`.
@@ -77,6 +77,15 @@ impl<E: Element> Backend for Cpu<E> {
     }
     fn matrix(&self, rows: usize, cols: usize, read: &mut dyn FnMut(usize, &mut [f32])) -> PackedMatrix<E> {
         PackedMatrix::new(rows, cols, read)
+    }
+    fn matrix_from_blocks(
+        &self,
+        format: BlockFormat,
+        rows: usize,
+        cols: usize,
+        raw: &[u8],
+    ) -> PackedMatrix<E> {
+        PackedMatrix::from_blocks(format, rows, cols, raw)
     }
     fn matrix_bytes(&self, matrix: &PackedMatrix<E>) -> usize {
         matrix.bytes()

@@ -73,14 +73,14 @@ impl Checkpoint {
     }
 
     /// Replaces the state on disk.
-    pub(crate) fn save(&self, state: &State) -> Result<()> {
-        let (fingerprint, steps) = (self.fingerprint.clone(), state.snapshot.steps);
-        let header = Header { fingerprint, steps, best: state.best.clone() };
+    pub(crate) fn save(&self, snapshot: &Snapshot, best: Option<&Best>) -> Result<()> {
+        let Snapshot { parameters, first, second, steps } = snapshot;
+        let found = best.map(|best| Best { values: Vec::new(), ..*best });
+        let header = Header { fingerprint: self.fingerprint.clone(), steps: *steps, best: found };
         let path = self.folder.join(STATE);
         let header =
             serde_json::to_string(&header).map_err(|source| Error::Json { path: path.clone(), source })?;
-        let best = state.best.as_ref().map_or(&[][..], |best| &best.values);
-        let Snapshot { parameters, first, second, .. } = &state.snapshot;
+        let best = best.map_or(&[][..], |best| &best.values);
         let named = [("parameters", &parameters[..]), ("first", first), ("second", second), ("best", best)];
         let views = named.into_iter().filter_map(|(name, values)| {
             let view = TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values));
@@ -149,10 +149,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let checkpoint = Checkpoint::hold(folder.path(), "f".into()).unwrap();
         assert_eq!(checkpoint.load().unwrap(), None);
-        checkpoint.save(&state()).unwrap();
+        checkpoint.save(&state().snapshot, state().best.as_ref()).unwrap();
         assert_eq!(checkpoint.load().unwrap(), Some(state()));
         let without = State { best: None, ..state() };
-        checkpoint.save(&without).unwrap();
+        checkpoint.save(&without.snapshot, None).unwrap();
         assert_eq!(checkpoint.load().unwrap(), Some(without));
     }
 
@@ -160,7 +160,7 @@ mod tests {
     fn another_plan_and_another_process_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let checkpoint = Checkpoint::hold(folder.path(), "f".into()).unwrap();
-        checkpoint.save(&state()).unwrap();
+        checkpoint.save(&state().snapshot, state().best.as_ref()).unwrap();
         assert!(matches!(Checkpoint::hold(folder.path(), "f".into()), Err(Error::Busy { .. })));
         drop(checkpoint);
         let other = Checkpoint::hold(folder.path(), "g".into()).unwrap();
@@ -171,7 +171,7 @@ mod tests {
     fn a_cut_file_is_an_error_not_a_start_from_zero() {
         let folder = tempfile::tempdir().unwrap();
         let checkpoint = Checkpoint::hold(folder.path(), "f".into()).unwrap();
-        checkpoint.save(&state()).unwrap();
+        checkpoint.save(&state().snapshot, state().best.as_ref()).unwrap();
         let path = folder.path().join(CHECKPOINT).join(STATE);
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();

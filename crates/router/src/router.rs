@@ -1,6 +1,6 @@
 //! Queries in, departments out.
 
-use engine::{LabelTrie, Model, Scorer, ScorerOptions};
+use engine::{LabelTrie, Model, Scorer, ScorerOptions, Storage};
 use formats::{BaseModel, Tokenizer};
 use kernels::Backend;
 use routing::calibration::{Decision, top};
@@ -44,7 +44,7 @@ impl<B: Backend> Router<B> {
     /// When the base is not the one the run was trained on, or a file does not fit.
     pub fn open(backend: B, run: RunFolder, base: &BaseModel) -> Result<Self> {
         run.check_base(base)?;
-        let mut model = Model::load(backend, base)?;
+        let mut model = Model::load(backend, base, Storage::Expanded)?;
         model.attach(&run.adapter(model.config())?);
         let tokenizer = run.tokenizer()?;
         let manifest = run.manifest;

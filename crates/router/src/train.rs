@@ -4,14 +4,14 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use engine::{Adapter, Balance, Model, Sampler, Scorer, Trainer, TrainerOptions};
+use engine::{Adapter, Balance, Model, Sampler, Scorer, Storage, Trainer, TrainerOptions};
 use formats::{BaseModel, store};
 use kernels::Backend;
 use routing::calibration::{Calibration, Scored, Thresholds, top};
 use routing::metrics::Metrics;
 use serde_json::json;
 
-use crate::checkpoint::{Best, Checkpoint, State};
+use crate::checkpoint::{Best, Checkpoint};
 use crate::examples::{Encoded, TrainData};
 use crate::manifest::{BaseRecord, Manifest, ValidationRecord};
 use crate::observer::{Observer, Started, Validated};
@@ -57,7 +57,7 @@ impl Plan {
 /// When the folder is taken, the data does not suit, or training fails. What was there before is not harmed.
 pub fn train<B: Backend>(
     backend: B,
-    base: &BaseModel,
+    base: BaseModel,
     data: &TrainData,
     plan: &Plan,
     out: &Path,
@@ -70,15 +70,23 @@ pub fn train<B: Backend>(
     }
     let recipe = &plan.recipe;
     let tokenizer = base.tokenizer()?;
-    let encoded = Encoded::new(data, base, &tokenizer, recipe)?;
-    let checkpoint = Checkpoint::hold(out, fingerprint(data, base, &encoded, recipe)?)?;
+    let encoded = Encoded::new(data, &base, &tokenizer, recipe)?;
+    let checkpoint = Checkpoint::hold(out, fingerprint(data, &base, &encoded, recipe)?)?;
     let state = if resume { checkpoint.load()? } else { None };
     if !resume {
         write_json(&Checkpoint::plan_path(out), plan)?;
     }
 
     let device = backend.name();
-    let model = Model::load(backend, base)?;
+    let model = Model::load(backend, &base, Storage::AsStored)?;
+    let base_record = BaseRecord {
+        source: plan.base.clone(),
+        name: base.name().to_owned(),
+        sha256: base.sha256().to_owned(),
+    };
+    let config = base.config.clone();
+    // The files are mapped; from here on their memory is better used otherwise.
+    drop(base);
     let mut run = Training::new(model, &encoded, recipe, observer)?;
     if let Some(state) = state {
         run.trainer.restore(&state.snapshot)?;
@@ -92,8 +100,8 @@ pub fn train<B: Backend>(
         cut: encoded.cut,
         total_steps: run.total_steps,
         steps_done: steps_before,
-        trainable: run.trainer.snapshot().parameters.len(),
-        parameters: base.config.parameters(),
+        trainable: run.trainer.parameters(),
+        parameters: config.parameters(),
         shown: encoded.show(&tokenizer, 3)?,
     });
     let mut log = Log::open(&out.join(LOG), steps_before)?;
@@ -109,11 +117,7 @@ pub fn train<B: Backend>(
         format: crate::manifest::FORMAT,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         method: "lora".to_owned(),
-        base: BaseRecord {
-            source: plan.base.clone(),
-            name: base.name().to_owned(),
-            sha256: base.sha256().to_owned(),
-        },
+        base: base_record,
         labels: encoded.labels,
         prompt: encoded.prompt,
         data: data.data.clone(),
@@ -127,7 +131,7 @@ pub fn train<B: Backend>(
         thresholds,
         files: std::collections::BTreeMap::new(),
     };
-    let run = RunFolder::write(out, manifest, &adapter, &base.config, &tokenizer)?;
+    let run = RunFolder::write(out, manifest, &adapter, &config, &tokenizer)?;
     checkpoint.remove()?;
     Ok(Outcome { run, steps: steps - steps_before, seconds: begun.elapsed().as_secs_f64() })
 }
@@ -210,7 +214,7 @@ impl<'a, B: Backend> Training<'a, B> {
                 }
             }
             if saved.elapsed() >= between {
-                checkpoint.save(&State { snapshot: self.trainer.snapshot(), best: self.best.clone() })?;
+                checkpoint.save(&self.trainer.snapshot(), self.best.as_ref())?;
                 saved = Instant::now();
             }
         }
@@ -247,9 +251,9 @@ impl<'a, B: Backend> Training<'a, B> {
     /// The best adapter, and what it says to the validation rows.
     fn finish(mut self) -> Result<(Adapter, Best, Vec<Vec<f32>>)> {
         let mut snapshot = self.trainer.snapshot();
-        let best = self.best.clone().unwrap_or_default();
+        let mut best = self.best.take().unwrap_or_default();
         if !best.values.is_empty() {
-            snapshot.parameters.clone_from(&best.values);
+            snapshot.parameters = std::mem::take(&mut best.values);
             self.trainer.restore(&snapshot)?;
         }
         let log_probs = self.score()?;

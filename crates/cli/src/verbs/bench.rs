@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use formats::BaseModel;
+use formats::{BaseModel, ModelConfig};
 use kernels::Backend;
 use router::{Observer, Plan, Query, StepReport, TrainData};
 use serde_json::json;
@@ -70,6 +70,7 @@ impl Observer for Clock {
 fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     let folder = tempfile::tempdir()?;
     let base = BaseModel::open(base_path(&args.base)?)?;
+    let config = base.config.clone();
     let fields = args.fields.options();
     let mut recipe = args.recipe.recipe()?;
     recipe.max_steps = Some(if args.what == What::Train { WARM_UP + args.repeats } else { 1 });
@@ -93,9 +94,9 @@ fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
         Precision::F32 => kernels::peak_flops::<f32>(),
     };
     let mut clock = Clock::default();
-    router::train(backend, &base, &data, &plan, &out, false, &mut clock)?;
+    router::train(backend, base, &data, &plan, &out, false, &mut clock)?;
     let mut result = match args.what {
-        What::Train => training(&clock, &base, peak),
+        What::Train => training(&clock, &config, peak),
         What::Route => on_device!(args.device, routing_speed, args, &out, &texts)?,
     };
     result["device"] = json!(name);
@@ -110,14 +111,13 @@ fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     Ok(Done::Fully)
 }
 
-fn training(clock: &Clock, base: &BaseModel, peak: f64) -> serde_json::Value {
+fn training(clock: &Clock, config: &ModelConfig, peak: f64) -> serde_json::Value {
     let timed = &clock.0[WARM_UP as usize..];
     let start = clock.0[WARM_UP as usize - 1].0;
     let seconds = timed.last().map_or(0.0, |last| (last.0 - start).as_secs_f64());
     let sum =
         |pick: fn(&(Instant, usize, usize, usize)) -> usize| timed.iter().map(pick).sum::<usize>() as f64;
     // Forward and input gradient of every frozen linear layer, two operations a weight each.
-    let config = &base.config;
     let linear = config.parameters()
         - config.vocab_size * config.hidden_size * if config.tied_embeddings { 1 } else { 2 };
     let operations = 4.0 * linear as f64 * sum(|step| step.3);

@@ -227,7 +227,7 @@ pub(crate) fn train(args: &Args) -> anyhow::Result<Outcome> {
     let valid = plan.valid.as_ref().map(|valid| routing::read(valid, &fields)).transpose()?;
     let data = TrainData::new(data, valid, &fields, &plan.recipe)?;
     let base = BaseModel::open(base_path(&plan.base)?)?;
-    let outcome = on_device!(args.device, start, &base, &data, &plan, &args.out, args.resume)?;
+    let outcome = on_device!(args.device, start, base, &data, &plan, &args.out, args.resume)?;
     let (manifest, seconds) = (&outcome.run.manifest, outcome.seconds);
     let memory =
         peak_memory().map_or_else(String::new, |bytes| format!(", peak memory {:.2} GB", bytes as f64 / 1e9));
@@ -244,7 +244,7 @@ pub(crate) fn train(args: &Args) -> anyhow::Result<Outcome> {
 
 fn start<B: Backend>(
     backend: B,
-    base: &BaseModel,
+    base: BaseModel,
     data: &TrainData,
     plan: &Plan,
     out: &Path,
