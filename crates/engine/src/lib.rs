@@ -14,6 +14,7 @@ mod optimizer;
 mod parity;
 mod sampler;
 mod scorer;
+mod search;
 mod trainer;
 mod tree;
 mod trie;

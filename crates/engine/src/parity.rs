@@ -223,7 +223,7 @@ fn label_scores_equal_transformers() {
         let case = Case::open(name);
         let mut model = case.model(Cpu::<f32>::new());
         model.attach(&case.adapter(&model, "adapter"));
-        let options = ScorerOptions { epsilon: 0.0, tokens_per_pass: 3, ..ScorerOptions::default() };
+        let options = ScorerOptions { epsilon: 0.0, spare_tokens: 3, ..ScorerOptions::default() };
         let mut scorer = Scorer::new(&model, case.trie(), case.prefix.clone(), options).unwrap();
         let examples = case.examples();
         let queries: Vec<&[u32]> = examples.iter().map(|e| &e.query[..]).collect();
@@ -245,7 +245,7 @@ fn the_error_bound_holds() {
     let examples = case.examples();
     let queries: Vec<&[u32]> = examples.iter().map(|e| &e.query[..]).collect();
     let score = |epsilon| {
-        let options = ScorerOptions { epsilon, tokens_per_pass: 1, ..ScorerOptions::default() };
+        let options = ScorerOptions { epsilon, spare_tokens: 0, ..ScorerOptions::default() };
         let mut scorer = Scorer::new(&model, case.trie(), case.prefix.clone(), options).unwrap();
         scorer.score(&model, &queries).unwrap()
     };

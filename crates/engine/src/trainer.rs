@@ -156,6 +156,21 @@ impl<B: Backend> Trainer<B> {
         Ok(StepReport { step: step + 1, loss, gradient_norm, lr, examples: batch.len(), rows, tokens })
     }
 
+    /// Gives the buffers of the passes back until the next step: room for something else.
+    pub fn rest(&mut self) {
+        self.tape = None;
+    }
+
+    /// Replaces the adapter's values; for after the last step, as the optimizer's state is left alone.
+    ///
+    /// # Panics
+    /// When there are more or fewer values than the adapter has.
+    pub fn replace(&mut self, values: &[f32]) {
+        assert_eq!(values.len(), self.parameters(), "one value for each parameter");
+        self.model.backend.upload(&mut self.optimizer.parameters, 0, values);
+        self.model.refresh(&self.optimizer.parameters);
+    }
+
     /// The current adapter.
     pub fn adapter(&self) -> Adapter {
         Adapter { lora: self.lora.clone(), values: self.host(&self.optimizer.parameters) }

@@ -66,6 +66,15 @@ impl LabelTrie {
         self.labels
     }
 
+    /// Tokens of the longest label.
+    pub fn depth(&self) -> usize {
+        let mut depths = vec![0; self.nodes.len()];
+        for (index, node) in self.nodes.iter().enumerate().skip(1) {
+            depths[index] = depths[node.parent] + 1;
+        }
+        depths.into_iter().max().unwrap_or(0)
+    }
+
     /// Number of tokens in the trie.
     pub fn tokens(&self) -> usize {
         self.nodes.len() - 1
@@ -79,7 +88,7 @@ mod tests {
     #[test]
     fn shares_beginnings() {
         let trie = LabelTrie::new(&[vec![1, 2, 9], vec![1, 3, 9], vec![4, 9]]).unwrap();
-        assert_eq!(trie.tokens(), 7);
+        assert_eq!((trie.tokens(), trie.depth()), (7, 3));
         assert_eq!(trie.nodes[ROOT].children.len(), 2);
         assert_eq!(trie.nodes.iter().filter(|n| n.label.is_some()).count(), 3);
     }

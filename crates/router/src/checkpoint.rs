@@ -22,7 +22,6 @@ const KEY: &str = "frontdesk";
 pub(crate) struct Best {
     pub(crate) step: u64,
     pub(crate) macro_f1: f64,
-    pub(crate) accuracy: f64,
     /// Validations since without a better one.
     pub(crate) misses: u32,
     #[serde(skip)]
@@ -139,8 +138,7 @@ mod tests {
     fn state() -> State {
         let snapshot =
             Snapshot { parameters: vec![1.0, -2.5], first: vec![0.1, 0.2], second: vec![3.0, 4.0], steps: 7 };
-        let best =
-            Best { step: 5, macro_f1: 0.1 + 0.2, accuracy: 1.0 / 3.0, misses: 2, values: vec![9.0, 8.0] };
+        let best = Best { step: 5, macro_f1: 0.1 + 0.2, misses: 2, values: vec![9.0, 8.0] };
         State { snapshot, best: Some(best) }
     }
 

@@ -33,7 +33,7 @@ pub struct Recipe {
     /// Validation examples to hold out when no file is given: this share of the data, but at most
     /// [`Recipe::max_validation`].
     pub validation_share: f64,
-    /// At most this many validation examples are held out.
+    /// At most this many validation examples are held out, and scored while training goes on.
     pub max_validation: usize,
     /// The system message, when the data brings none.
     pub system: String,

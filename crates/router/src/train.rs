@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use engine::{Adapter, Balance, Model, Sampler, Scorer, Storage, Trainer, TrainerOptions};
 use formats::{BaseModel, store};
 use kernels::Backend;
-use routing::calibration::{Calibration, Scored, Thresholds, top};
+use routing::calibration::{Calibration, Scored, Thresholds, probabilities, top};
 use routing::metrics::Metrics;
 use serde_json::json;
 
@@ -107,12 +107,13 @@ pub fn train<B: Backend>(
     let mut log = Log::open(&out.join(LOG), steps_before)?;
     run.train_to_the_end(&checkpoint, &mut log, Duration::from_secs_f32(plan.checkpoint_seconds))?;
     let steps = run.trainer.steps();
-    let (adapter, best, log_probs) = run.finish()?;
+    let (adapter, best_step, log_probs) = run.finish()?;
+    let rows: Vec<usize> = (0..encoded.valid.len()).collect();
+    let (accuracy, macro_f1) = judge(&log_probs, &rows, &encoded);
 
     let names: Vec<String> = encoded.labels.iter().map(|label| label.text.clone()).collect();
     let calibration = Calibration::fit(&log_probs, &encoded.valid_labels);
     let thresholds = choose_thresholds(&names, &calibration, &log_probs, &encoded.valid_labels, recipe);
-    let rows = encoded.valid.len();
     let manifest = Manifest {
         format: crate::manifest::FORMAT,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -125,8 +126,8 @@ pub fn train<B: Backend>(
         recipe: recipe.clone(),
         device,
         steps,
-        best_step: best.step,
-        validation: ValidationRecord { rows, accuracy: best.accuracy, macro_f1: best.macro_f1 },
+        best_step,
+        validation: ValidationRecord { rows: rows.len(), accuracy, macro_f1 },
         calibration,
         thresholds,
         files: std::collections::BTreeMap::new(),
@@ -221,62 +222,62 @@ impl<'a, B: Backend> Training<'a, B> {
         Ok(())
     }
 
+    /// Judges the current adapter, on at most [`Recipe::max_validation`] rows spread over all.
     fn validate(&mut self, step: u64) -> Result<Validated> {
-        let log_probs = self.score()?;
-        let (accuracy, macro_f1) = judge(&log_probs, self.encoded);
+        let stride = self.encoded.valid.len().div_ceil(self.recipe.max_validation.max(1)).max(1);
+        let rows: Vec<usize> = (0..self.encoded.valid.len()).step_by(stride).collect();
+        let log_probs = self.score(&rows)?;
+        let (accuracy, macro_f1) = judge(&log_probs, &rows, self.encoded);
         // Of equals the later one: its learning rate has fallen further.
         let better = self.best.as_ref().is_none_or(|best| macro_f1 >= best.macro_f1);
         if better {
             let values = self.trainer.adapter().values;
-            self.best = Some(Best { step, macro_f1, accuracy, misses: 0, values });
+            self.best = Some(Best { step, macro_f1, misses: 0, values });
         } else if let Some(best) = &mut self.best {
             best.misses += 1;
         }
         Ok(Validated { step, accuracy, macro_f1, best: better })
     }
 
-    /// The log-probabilities of every validation row, with the current adapter.
-    fn score(&mut self) -> Result<Vec<Vec<f32>>> {
+    /// The log-probabilities of validation rows, with the current adapter.
+    fn score(&mut self, rows: &[usize]) -> Result<Vec<Vec<f32>>> {
+        self.trainer.rest();
         let model = self.trainer.model();
         self.scorer.reset(model);
-        let mut log_probs = Vec::with_capacity(self.encoded.valid.len());
-        for rows in self.encoded.valid.chunks(SCORED_AT_ONCE) {
-            let queries: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+        let mut log_probs = Vec::with_capacity(rows.len());
+        for group in rows.chunks(SCORED_AT_ONCE) {
+            let queries: Vec<&[u32]> = group.iter().map(|&row| &self.encoded.valid[row][..]).collect();
             log_probs.extend(self.scorer.score(model, &queries)?.into_iter().map(|scores| scores.log_probs));
-            self.observer.scoring(log_probs.len(), self.encoded.valid.len());
+            self.observer.scoring(log_probs.len(), rows.len());
         }
         Ok(log_probs)
     }
 
-    /// The best adapter, and what it says to the validation rows.
-    fn finish(mut self) -> Result<(Adapter, Best, Vec<Vec<f32>>)> {
-        let mut snapshot = self.trainer.snapshot();
-        let mut best = self.best.take().unwrap_or_default();
+    /// The best adapter, its step, and what it says to all validation rows.
+    fn finish(mut self) -> Result<(Adapter, u64, Vec<Vec<f32>>)> {
+        let best = self.best.take().unwrap_or_default();
         if !best.values.is_empty() {
-            snapshot.parameters = std::mem::take(&mut best.values);
-            self.trainer.restore(&snapshot)?;
+            self.trainer.replace(&best.values);
         }
-        let log_probs = self.score()?;
-        Ok((self.trainer.adapter(), best, log_probs))
+        let rows: Vec<usize> = (0..self.encoded.valid.len()).collect();
+        let log_probs = self.score(&rows)?;
+        Ok((self.trainer.adapter(), best.step, log_probs))
     }
 }
 
-/// Accuracy and macro-F1 over the labels that the validation rows have.
-fn judge(log_probs: &[Vec<f32>], encoded: &Encoded) -> (f64, f64) {
-    let names: Vec<&str> = encoded.labels.iter().map(|label| label.text.as_str()).collect();
-    let name = |label: usize| names.get(label).copied().unwrap_or("(a label that training does not have)");
-    let predicted = |row: &Vec<f32>| {
-        let best = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
-        best.map_or(0, |(label, _)| label)
-    };
-    let rows: Vec<(&str, &str)> = encoded
-        .valid_labels
+/// Accuracy and macro-F1 on these validation rows, over the labels that they have.
+fn judge(log_probs: &[Vec<f32>], rows: &[usize], encoded: &Encoded) -> (f64, f64) {
+    let names: Vec<String> = encoded.labels.iter().map(|label| label.text.clone()).collect();
+    let name =
+        |label: usize| names.get(label).map_or("(a label that training does not have)", String::as_str);
+    let answers: Vec<(&str, &str)> = rows
         .iter()
         .zip(log_probs)
-        .map(|(&truth, row)| (name(truth), name(predicted(row))))
+        .map(|(&row, log_probs)| {
+            (name(encoded.valid_labels[row]), name(top(&probabilities(log_probs, 1.0)).0))
+        })
         .collect();
-    let known: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-    let metrics = Metrics::from_names(&known, &rows);
+    let metrics = Metrics::from_names(&names, &answers);
     (metrics.accuracy, metrics.macro_avg.f1)
 }
 
