@@ -1,6 +1,6 @@
 //! `frontdesk bench`: the measured speed of training and routing on this machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::ValueEnum;
@@ -19,12 +19,15 @@ pub(crate) struct Args {
     /// What is measured.
     #[arg(value_enum)]
     what: What,
-    /// Labelled queries.
+    /// Labelled queries: for `train` to train on, for `route` to route.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     #[command(flatten)]
     fields: FieldArgs,
-    /// Base model.
+    /// Run folder of a trained router, for `route`: an untrained one is unsure and searches longer.
+    #[arg(long, value_name = "DIR", required_if_eq("what", "route"))]
+    model: Option<PathBuf>,
+    /// Base model, for `train`.
     #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
     base: String,
     /// Steps, or hundreds of queries, that are timed.
@@ -68,38 +71,12 @@ impl Observer for Clock {
 }
 
 fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
-    let folder = tempfile::tempdir()?;
-    let base = BaseModel::open(base_path(&args.base)?)?;
-    let config = base.config.clone();
-    let fields = args.fields.options();
-    let mut recipe = args.recipe.recipe()?;
-    recipe.max_steps = Some(if args.what == What::Train { WARM_UP + args.repeats } else { 1 });
-    // Every step is timed alone: no validation in between, and hardly any at the end.
-    (recipe.validate_every, recipe.max_validation) = (Some(u64::MAX), 8);
-    let dataset = routing::read(&args.data, &fields)?;
-    let texts: Vec<String> = dataset.examples.iter().map(|example| example.text.clone()).collect();
-    let data = TrainData::new(dataset, None, &fields, &recipe)?;
-    let plan = Plan {
-        data: args.data.clone(),
-        valid: None,
-        text_field: fields.text_field,
-        label_field: fields.label_field,
-        base: args.base.clone(),
-        recipe,
-        checkpoint_seconds: f32::from(u16::MAX),
+    let device = backend.name();
+    let mut result = match (&args.model, args.what) {
+        (Some(model), What::Route) => routing_speed(backend, args, model)?,
+        _ => training_speed(backend, args)?,
     };
-    let (out, name) = (folder.path().join("run"), backend.name());
-    let peak = match args.device.precision {
-        Precision::Bf16 => kernels::peak_flops::<kernels::bf16>(),
-        Precision::F32 => kernels::peak_flops::<f32>(),
-    };
-    let mut clock = Clock::default();
-    router::train(backend, base, &data, &plan, &out, false, &mut clock)?;
-    let mut result = match args.what {
-        What::Train => training(&clock, &config, peak),
-        What::Route => on_device!(args.device, routing_speed, args, &out, &texts)?,
-    };
-    result["device"] = json!(name);
+    result["device"] = json!(device);
     result["peak_memory_bytes"] = json!(peak_memory());
     if args.json {
         println!("{}", serde_json::to_string_pretty(&result)?);
@@ -109,6 +86,34 @@ fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
         }
     }
     Ok(Done::Fully)
+}
+
+fn training_speed<B: Backend>(backend: B, args: &Args) -> anyhow::Result<serde_json::Value> {
+    let folder = tempfile::tempdir()?;
+    let base = BaseModel::open(base_path(&args.base)?)?;
+    let config = base.config.clone();
+    let fields = args.fields.options();
+    let mut recipe = args.recipe.recipe()?;
+    recipe.max_steps = Some(WARM_UP + args.repeats);
+    // Every step is timed alone: no validation in between, and hardly any at the end.
+    (recipe.validate_every, recipe.max_validation) = (Some(u64::MAX), 8);
+    let data = TrainData::new(routing::read(&args.data, &fields)?, None, &fields, &recipe)?;
+    let plan = Plan {
+        data: args.data.clone(),
+        valid: None,
+        text_field: fields.text_field,
+        label_field: fields.label_field,
+        base: args.base.clone(),
+        recipe,
+        checkpoint_seconds: f32::from(u16::MAX),
+    };
+    let peak = match args.device.precision {
+        Precision::Bf16 => kernels::peak_flops::<kernels::bf16>(),
+        Precision::F32 => kernels::peak_flops::<f32>(),
+    };
+    let mut clock = Clock::default();
+    router::train(backend, base, &data, &plan, &folder.path().join("run"), false, &mut clock)?;
+    Ok(training(&clock, &config, peak))
 }
 
 fn training(clock: &Clock, config: &ModelConfig, peak: f64) -> serde_json::Value {
@@ -130,15 +135,11 @@ fn training(clock: &Clock, config: &ModelConfig, peak: f64) -> serde_json::Value
     })
 }
 
-fn routing_speed<B: Backend>(
-    backend: B,
-    args: &Args,
-    run: &std::path::Path,
-    texts: &[String],
-) -> anyhow::Result<serde_json::Value> {
-    let mut router = open_router(backend, run, Some(&args.base))?;
-    let queries: Vec<Query<'_>> =
-        texts.iter().take(100 * args.repeats as usize).map(|text| Query::new(text)).collect();
+fn routing_speed<B: Backend>(backend: B, args: &Args, run: &Path) -> anyhow::Result<serde_json::Value> {
+    let mut router = open_router(backend, run, None)?;
+    let rows = routing::read(&args.data, &args.fields.options())?.examples;
+    let queries: Vec<Query<'_>> = rows.iter().take(100 * args.repeats as usize).map(Query::from).collect();
+    anyhow::ensure!(!queries.is_empty(), "{} holds no queries", args.data.display());
     router.route(&queries[..queries.len().min(8)])?;
     let mut milliseconds = Vec::with_capacity(queries.len());
     for query in &queries {
