@@ -29,14 +29,14 @@ pub struct ScorerOptions {
 
 impl Default for ScorerOptions {
     fn default() -> Self {
-        Self { epsilon: 1e-4, spare_tokens: 12, rows_per_pass: 512 }
+        Self { epsilon: 1e-3, spare_tokens: 12, rows_per_pass: 512 }
     }
 }
 
 /// Every label's probability for one query.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LabelScores {
-    /// `ln P(label | query)`, normalised over the labels; minus infinity where the search did not go.
+    /// `ln P(label | query)`, normalised over the labels; where the search did not go, an even share of the rest.
     pub log_probs: Vec<f32>,
     /// No label's probability is off by more than this.
     pub error_bound: f32,
@@ -150,7 +150,7 @@ impl<B: Backend> Scorer<B> {
                 }
             }
             if pass.chosen.is_empty() {
-                return Ok(searches.iter().map(Search::finish).collect());
+                return Ok(searches.iter().map(|search| search.finish(&self.trie)).collect());
             }
         }
     }

@@ -154,11 +154,20 @@ impl Search {
         (self.labels.iter().copied().map(exp).sum(), open().map(exp).sum(), top)
     }
 
-    /// Every label's probability, normalised over what was found.
-    pub(crate) fn finish(&self) -> LabelScores {
+    /// Every label's probability, normalised over what was found and what is open. The labels that were not reached
+    /// share the open mass above them evenly: far below any that was found, but not impossible, which matters to
+    /// whoever takes a logarithm.
+    pub(crate) fn finish(&self, trie: &LabelTrie) -> LabelScores {
         let (found, open, top) = self.masses();
-        let log_mass = top + found.ln() as f32;
-        let log_probs = self.labels.iter().map(|p| p - log_mass).collect();
+        let log_mass = top + (found + open).ln() as f32;
+        let mut log_probs: Vec<f32> = self.labels.iter().map(|p| p - log_mass).collect();
+        for &node in &self.frontier {
+            let labels = trie.labels_below(node);
+            let share = self.mass[node] - log_mass - (labels.len() as f32).ln();
+            for label in labels {
+                log_probs[label] = share;
+            }
+        }
         LabelScores { log_probs, error_bound: (open / (found + open)) as f32, log_mass }
     }
 }
@@ -206,7 +215,7 @@ mod tests {
         loop {
             let needed = search.advance(trie, epsilon);
             if needed.is_empty() {
-                return (search.finish(), passes);
+                return (search.finish(trie), passes);
             }
             passes += 1;
             for node in search.suspect(trie, needed, tokens) {
@@ -239,6 +248,8 @@ mod tests {
             prop_assert!(fewer <= passes, "{} passes with suspicion, {} without", fewer, passes);
             let (exact, _) = run(&trie, &given, 0.0, 4);
             prop_assert_eq!(exact.error_bound, 0.0);
+            let sum: f32 = plain.log_probs.iter().map(|p| p.exp()).sum();
+            prop_assert!((sum - 1.0).abs() < 1e-4 && plain.log_probs.iter().all(|p| p.is_finite()), "{}", sum);
             for (e, p) in exact.log_probs.iter().zip(&plain.log_probs) {
                 prop_assert!((e.exp() - p.exp()).abs() <= plain.error_bound + 1e-6);
             }

@@ -66,6 +66,16 @@ impl LabelTrie {
         self.labels
     }
 
+    /// The labels that go through a node.
+    pub(crate) fn labels_below(&self, node: usize) -> Vec<usize> {
+        let (mut labels, mut open) = (Vec::new(), vec![node]);
+        while let Some(node) = open.pop() {
+            labels.extend(self.nodes[node].label);
+            open.extend(&self.nodes[node].children);
+        }
+        labels
+    }
+
     /// Tokens of the longest label.
     pub fn depth(&self) -> usize {
         let mut depths = vec![0; self.nodes.len()];

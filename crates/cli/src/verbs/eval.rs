@@ -100,7 +100,7 @@ fn judge<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
         }
         Err(error) => eprintln!("no linear baseline: {error:#}; name its training data with --train-data"),
     }
-    let title = format!("{} on {}", args.model.display(), args.data.display());
+    let title = format!("{} on {}", short(&args.model), short(&args.data));
     let report = Report { title, models, comparisons, made: provenance(args, manifest, &data) };
     if let Some(folder) = &args.report {
         write_report(folder, &report)?;
@@ -140,6 +140,11 @@ fn predict<B: Backend>(router: &mut Router<B>, data: &Dataset) -> anyhow::Result
     }
     bar.finish_and_clear();
     Ok((predictions, begun.elapsed().as_secs_f64()))
+}
+
+/// A path's last part.
+fn short(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 fn names(column: &[String]) -> Vec<&str> {
