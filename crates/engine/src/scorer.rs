@@ -19,7 +19,8 @@ use crate::{Error, Result};
 /// How scoring runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScorerOptions {
-    /// Largest share of the mass that may stay unexplored; bounds the error of every probability.
+    /// Largest share of the mass that may stay unexplored: bounds the error of every probability. The top label is
+    /// exact in any case.
     pub epsilon: f32,
     /// Trie tokens that a pass may compute on suspicion, over all its queries; changes no answer.
     pub spare_tokens: usize,
@@ -29,7 +30,7 @@ pub struct ScorerOptions {
 
 impl Default for ScorerOptions {
     fn default() -> Self {
-        Self { epsilon: 1e-3, spare_tokens: 12, rows_per_pass: 512 }
+        Self { epsilon: 1e-2, spare_tokens: 12, rows_per_pass: 512 }
     }
 }
 
