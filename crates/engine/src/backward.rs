@@ -1,6 +1,6 @@
 //! Loss and gradients of one token tree.
 
-use kernels::{Backend, Direction, Gate, Output};
+use kernels::{Backend, Direction, Gate, Output, PassSpec};
 
 use crate::block::{Block, Saved};
 use crate::forward::{Kv, Stream};
@@ -10,10 +10,13 @@ use crate::tree::{Labelled, TokenTree};
 /// All buffers of a training pass, sized for a number of rows and kept between steps.
 pub(crate) struct Tape<B: Backend> {
     rows: usize,
+    pass: Option<B::Pass>,
+    recording: B::Recording,
     stream: Stream<B>,
     saved: Vec<Saved<B>>,
+    losses: B::Wide,
     d_x: B::Wide,
-    d_x_all: B::Wide,
+    d_chosen_x: B::Wide,
     d_h: B::Wide,
     d_y: B::Narrow,
     d_act: B::Narrow,
@@ -32,10 +35,13 @@ impl<B: Backend> Tape<B> {
         let mid = model.blocks.iter().flat_map(Block::linears).map(kernels::Linear::mid_width).max();
         Self {
             rows,
+            pass: None,
+            recording: B::Recording::default(),
             stream: Stream::new(model, rows),
             saved: model.blocks.iter().map(|block| Saved::new(backend, block, heads, rows)).collect(),
+            losses: wide(1),
             d_x: wide(width),
-            d_x_all: wide(width),
+            d_chosen_x: wide(width),
             d_h: wide(width),
             d_y: narrow(width),
             d_act: narrow(block.down.inputs),
@@ -65,27 +71,34 @@ impl<B: Backend> Model<B> {
         labelled: &[Labelled],
     ) {
         assert!(tree.rows() <= tape.rows, "a tree of {} rows on a tape for {}", tree.rows(), tape.rows);
-        let (ops, width) = (&self.backend, self.config.hidden_size);
+        let ops = &self.backend;
         let chosen: Vec<u32> = labelled.iter().map(|l| l.row).collect();
-        let last = self.blocks.len() - 1;
-        self.embed(&mut tape.stream, tree);
-        for (index, (block, saved)) in self.blocks.iter().zip(&mut tape.saved).enumerate() {
-            let chosen = (index == last).then_some(&chosen[..]);
-            self.run_block(block, saved, &mut tape.stream, Kv::Own, tree, chosen);
-        }
-        self.finish(&mut tape.stream, chosen.len());
-
         let targets: Vec<u32> = labelled.iter().map(|l| l.target).collect();
         let weights: Vec<f32> = labelled.iter().map(|l| l.weight).collect();
-        losses.clear();
+        let spec = PassSpec { chosen: &chosen, targets: &targets, weights: &weights, ..tree.spec() };
+        let pass = ops.pass(&spec, tape.pass.take());
+        let mut recording = std::mem::take(&mut tape.recording);
+        ops.record(&mut recording, &pass, || self.forward_and_backward(gradients, tape, &pass));
         losses.resize(labelled.len(), 0.0);
-        ops.cross_entropy(losses, Some(&mut tape.d_h), &tape.stream.h, self.head(), &targets, &weights);
-        ops.clear(&mut tape.d_x, chosen.len() * width);
-        let Stream { unit, rstd, .. } = &tape.stream;
-        ops.norm_backward(&mut tape.d_x, &tape.d_h, unit, rstd, &self.norm, chosen.len());
+        ops.download(losses, &tape.losses, 0);
+        (tape.pass, tape.recording) = (Some(pass), recording);
+    }
+
+    fn forward_and_backward(&self, gradients: &mut B::Wide, tape: &mut Tape<B>, pass: &B::Pass) {
+        let (ops, width, rows) = (&self.backend, self.config.hidden_size, self.backend.chosen(pass));
+        let last = self.blocks.len() - 1;
+        self.embed(&mut tape.stream, pass);
+        for (index, (block, saved)) in self.blocks.iter().zip(&mut tape.saved).enumerate() {
+            self.run_block(block, saved, &mut tape.stream, Kv::Own, pass, index == last);
+        }
+        self.finish(&mut tape.stream, pass);
+
+        let Tape { stream, losses, d_h, d_chosen_x, .. } = tape;
+        ops.cross_entropy(losses, d_h, &stream.h, self.head(), pass);
+        ops.clear(d_chosen_x, rows * width);
+        ops.norm_backward(d_chosen_x, d_h, &stream.unit, &stream.rstd, &self.norm, rows);
         for (index, block) in self.blocks.iter().enumerate().rev() {
-            let chosen = (index == last).then_some(&chosen[..]);
-            self.block_backward(gradients, tape, block, index, tree, chosen);
+            self.block_backward(gradients, tape, block, index, pass);
         }
     }
 
@@ -95,49 +108,40 @@ impl<B: Backend> Model<B> {
         tape: &mut Tape<B>,
         block: &Block<B>,
         index: usize,
-        tree: &TokenTree,
-        chosen: Option<&[u32]>,
+        pass: &B::Pass,
     ) {
-        let (ops, shape, all) = (&self.backend, &self.attention_shape(), tree.rows());
-        let (width, rows) = (self.config.hidden_size, chosen.map_or(all, <[u32]>::len));
-        let Tape { stream, saved, d_x, d_x_all, d_h, d_y, d_act, d_gate_up, d_qkv, d_mid, .. } = tape;
-        let saved = &saved[index];
+        let (ops, shape, all) = (&self.backend, &self.attention_shape(), self.backend.rows(pass));
+        let (width, last) = (self.config.hidden_size, index + 1 == self.blocks.len());
+        let Tape { stream, saved, d_x, d_chosen_x, d_h, d_y, d_act, d_gate_up, d_qkv, d_mid, .. } = tape;
+        let (d_attention, d_chosen, saved) =
+            (&mut tape.d_attention, &mut tape.d_chosen_attention, &saved[index]);
+        // The last block's feed-forward ran on the chosen rows only.
+        let (d_out, rows) = if last { (&mut *d_chosen_x, ops.chosen(pass)) } else { (&mut *d_x, all) };
 
-        ops.round(d_y, d_x, rows * width);
+        ops.round(d_y, d_out, rows * width);
         ops.linear_backward(Output::Narrow(d_act), d_mid, d_y, &block.down, rows);
         let feed_forward = block.down.inputs;
         ops.gated_backward(d_gate_up, &mut stream.act, d_act, &saved.gate_up, Gate::Silu, rows, feed_forward);
         ops.adapter_backward(gradients, &stream.act, &saved.down_mid, d_y, d_mid, &block.down, rows);
         ops.linear_backward(Output::Wide(d_h), d_mid, d_gate_up, &block.gate_up, rows);
         ops.norm_again(&mut stream.h, &saved.unit2, &block.norm2, rows);
-        ops.adapter_backward(
-            gradients,
-            &stream.h,
-            &saved.gate_up_mid,
-            d_gate_up,
-            d_mid,
-            &block.gate_up,
-            rows,
-        );
-        ops.norm_backward(d_x, d_h, &saved.unit2, &saved.rstd2, &block.norm2, rows);
+        let mid = &saved.gate_up_mid;
+        ops.adapter_backward(gradients, &stream.h, mid, d_gate_up, d_mid, &block.gate_up, rows);
+        ops.norm_backward(d_out, d_h, &saved.unit2, &saved.rstd2, &block.norm2, rows);
 
-        ops.round(d_y, d_x, rows * width);
-        if let Some(chosen) = chosen {
-            let (d_chosen, d_attention) = (&mut tape.d_chosen_attention, &mut tape.d_attention);
+        ops.round(d_y, d_out, rows * width);
+        if last {
             ops.linear_backward(Output::Narrow(d_chosen), d_mid, d_y, &block.out, rows);
             let attention = &stream.chosen_attention;
             ops.adapter_backward(gradients, attention, &saved.out_mid, d_y, d_mid, &block.out, rows);
-            ops.spread_narrow(d_attention, d_chosen, chosen, all, block.out.inputs);
-            ops.clear(d_x_all, all * width);
-            ops.scatter_add(d_x_all, d_x, chosen, width);
-            std::mem::swap(d_x, d_x_all);
+            ops.spread_narrow(d_attention, d_chosen, pass, block.out.inputs);
+            ops.spread(d_x, d_chosen_x, pass, width);
         } else {
-            ops.linear_backward(Output::Narrow(&mut tape.d_attention), d_mid, d_y, &block.out, rows);
+            ops.linear_backward(Output::Narrow(d_attention), d_mid, d_y, &block.out, rows);
             ops.adapter_backward(gradients, &saved.attention, &saved.out_mid, d_y, d_mid, &block.out, rows);
         }
-        let (d_attention, attention) = (&tape.d_attention, &saved.attention);
-        ops.attention_backward(d_qkv, d_attention, attention, &saved.lse, &saved.qkv, &tree.layout, shape);
-        ops.rotary(d_qkv, &self.rotary, &tree.positions, shape, Direction::Backward);
+        ops.attention_backward(d_qkv, d_attention, &saved.attention, &saved.lse, &saved.qkv, pass, shape);
+        ops.rotary(d_qkv, &self.rotary, pass, shape, Direction::Backward);
         ops.linear_backward(Output::Wide(d_h), d_mid, d_qkv, &block.qkv, all);
         ops.norm_again(&mut stream.h, &saved.unit1, &block.norm1, all);
         ops.adapter_backward(gradients, &stream.h, &saved.qkv_mid, d_qkv, d_mid, &block.qkv, all);

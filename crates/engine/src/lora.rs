@@ -35,6 +35,14 @@ impl Projection {
     pub const ALL: [Self; 7] =
         [Self::QProj, Self::KProj, Self::VProj, Self::OProj, Self::GateProj, Self::UpProj, Self::DownProj];
 
+    /// Those that read the same input run as one product.
+    const FUSED: [&[Self]; 4] = [
+        &[Self::QProj, Self::KProj, Self::VProj],
+        &[Self::OProj],
+        &[Self::GateProj, Self::UpProj],
+        &[Self::DownProj],
+    ];
+
     /// `q_proj` and so on.
     pub fn name(self) -> &'static str {
         match self {
@@ -88,7 +96,8 @@ impl Lora {
         self.alpha / if self.rslora { rank.sqrt() } else { rank }
     }
 
-    /// Where each pair's values lie.
+    /// Where each pair's values lie: for each layer of the model that runs as one product (queries, keys and values;
+    /// gate and up), its A matrices in a row, then its B matrices, so that the A matrices stack to one.
     pub fn entries(&self, config: &ModelConfig) -> Vec<LoraEntry> {
         let mut at = 0;
         let mut take = |len| {
@@ -97,10 +106,17 @@ impl Lora {
         };
         let mut entries = Vec::new();
         for layer in 0..config.layers {
-            for &projection in Projection::ALL.iter().filter(|p| self.projections.contains(p)) {
-                let (outputs, inputs) = projection.shape(config);
-                let (a, b) = (take(self.rank * inputs), take(outputs * self.rank));
-                entries.push(LoraEntry { layer, projection, rank: self.rank, inputs, outputs, a, b });
+            for fused in Projection::FUSED {
+                let here = fused.iter().filter(|p| self.projections.contains(p));
+                let begin = entries.len();
+                for &projection in here {
+                    let (outputs, inputs) = projection.shape(config);
+                    let (rank, a) = (self.rank, take(self.rank * inputs));
+                    entries.push(LoraEntry { layer, projection, rank, inputs, outputs, a, b: 0 });
+                }
+                for entry in &mut entries[begin..] {
+                    entry.b = take(entry.outputs * entry.rank);
+                }
             }
         }
         entries
@@ -143,7 +159,7 @@ impl LoraEntry {
     }
 }
 
-/// LoRA's settings and all its values, A and B of each entry in turn.
+/// LoRA's settings and all its values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Adapter {
     /// The settings.

@@ -142,7 +142,7 @@ fn all_log_probs<B: Backend>(model: &Model<B>, sequence: &[u32]) -> Vec<f32> {
     let wanted: Vec<_> =
         rows.iter().flat_map(|&row| (0..vocabulary).map(move |token| (row, token))).collect();
     scorer.reserve(model, sequence.len());
-    scorer.run(model, &tree, 0, &rows, &wanted)
+    scorer.run(model, &tree, &rows, &wanted)
 }
 
 fn log_softmax(logits: &[f32]) -> Vec<f32> {

@@ -6,7 +6,7 @@
 //! known. The search of a query ends when the labels not yet reached cannot hold more than [`ScorerOptions::epsilon`] of the
 //! mass that was found.
 
-use kernels::Backend;
+use kernels::{Backend, PassSpec};
 
 use crate::block::Saved;
 use crate::forward::{Kv, Stream};
@@ -53,6 +53,14 @@ impl LabelScores {
     }
 }
 
+/// The buffers of a pass.
+struct Scratch<B: Backend> {
+    stream: Stream<B>,
+    saved: Saved<B>,
+    rows: usize,
+    found: B::Wide,
+}
+
 /// Scores queries against the labels, with the prompt's beginning computed once.
 pub struct Scorer<B: Backend> {
     trie: LabelTrie,
@@ -61,7 +69,9 @@ pub struct Scorer<B: Backend> {
     /// Each block's keys and values: the prefix first.
     caches: Vec<B::Narrow>,
     cache_rows: usize,
-    scratch: Option<(Stream<B>, Saved<B>, usize)>,
+    scratch: Option<Scratch<B>>,
+    pass: Option<B::Pass>,
+    recording: B::Recording,
 }
 
 impl<B: Backend> Scorer<B> {
@@ -71,7 +81,16 @@ impl<B: Backend> Scorer<B> {
     /// When the prefix is longer than the model's positions.
     pub fn new(model: &Model<B>, trie: LabelTrie, prefix: Vec<u32>, options: ScorerOptions) -> Result<Self> {
         check_length(model, prefix.len())?;
-        let mut scorer = Self { trie, prefix, options, caches: Vec::new(), cache_rows: 0, scratch: None };
+        let mut scorer = Self {
+            trie,
+            prefix,
+            options,
+            caches: Vec::new(),
+            cache_rows: 0,
+            scratch: None,
+            pass: None,
+            recording: B::Recording::default(),
+        };
         scorer.reset(model);
         Ok(scorer)
     }
@@ -89,7 +108,7 @@ impl<B: Backend> Scorer<B> {
         }
         let mut tree = TokenTree::default();
         tree.push(None, &self.prefix);
-        self.run(model, &tree, 0, &[0], &[(0, 0)]);
+        self.run(model, &tree, &[0], &[(0, 0)]);
     }
 
     /// Scores each query: the tokens from the end of the prefix to where the label starts.
@@ -116,27 +135,25 @@ impl<B: Backend> Scorer<B> {
         let mut tree = TokenTree::default();
         let root = self.push_prefix(&mut tree);
         let mut kv_row = self.prefix.len();
-        let mut pass = Pass::default();
+        let mut question = Question::default();
         let mut searches = Vec::with_capacity(queries.len());
         for (index, query) in queries.iter().enumerate() {
             check_length(model, self.prefix.len() + query.len() + self.trie.depth())?;
             tree.push_at(root, query, kv_row as u32);
-            pass.ask(&self.trie, ROOT, index, tree.rows() - 1);
+            question.ask(&self.trie, ROOT, index, tree.rows() - 1);
             searches.push(Search::new(&self.trie, kv_row, query.len()));
             kv_row += query.len();
         }
-        let mut at = self.prefix.len();
         // Few queries leave a pass half empty: its room goes to tokens that may be needed later.
         let tokens = self.options.spare_tokens / queries.len();
         loop {
             self.reserve(model, kv_row);
-            let found = self.run(model, &tree, at, &pass.chosen, &pass.wanted);
-            for (&(index, node), log_prob) in pass.asked.iter().zip(found) {
+            let found = self.run(model, &tree, &question.chosen, &question.wanted);
+            for (&(index, node), log_prob) in question.asked.iter().zip(found) {
                 searches[index].learn(node, log_prob);
             }
             tree.clear();
-            pass.clear();
-            at = kv_row;
+            question.clear();
             let root = self.push_prefix(&mut tree);
             for (index, search) in searches.iter_mut().enumerate() {
                 let needed = search.advance(&self.trie, self.options.epsilon);
@@ -147,10 +164,10 @@ impl<B: Backend> Scorer<B> {
                     segments[node] = Some(tree.push_at(Some(parent), &[token], kv_row as u32));
                     search.compute(node, kv_row);
                     kv_row += 1;
-                    pass.ask(&self.trie, node, index, tree.rows() - 1);
+                    question.ask(&self.trie, node, index, tree.rows() - 1);
                 }
             }
-            if pass.chosen.is_empty() {
+            if question.chosen.is_empty() {
                 return Ok(searches.iter().map(|search| search.finish(&self.trie)).collect());
             }
         }
@@ -167,48 +184,58 @@ impl<B: Backend> Scorer<B> {
         }
         let rows = rows.next_power_of_two();
         let width = 2 * model.attention_shape().kv_width();
-        let kept: Vec<u32> = (0..self.cache_rows as u32).collect();
         let old = std::mem::take(&mut self.caches);
         self.caches = (0..model.blocks.len()).map(|_| model.backend.narrow(rows * width)).collect();
         for (new, old) in self.caches.iter_mut().zip(&old) {
-            model.backend.gather_narrow(new, old, &kept, width);
+            model.backend.copy(new, old, self.cache_rows * width);
         }
         self.cache_rows = rows;
+        self.recording = B::Recording::default();
     }
 
-    /// One pass: computes the tree's live rows, keeps their keys and values from row `at` of the caches on, and
-    /// returns the log-probability of each wanted `(index into chosen, token)`.
+    /// One pass: computes the tree's live rows, keeps their keys and values in the caches, and returns the
+    /// log-probability of each wanted `(index into chosen, token)`.
     pub(crate) fn run(
         &mut self,
         model: &Model<B>,
         tree: &TokenTree,
-        at: usize,
         chosen: &[u32],
         wanted: &[(u32, u32)],
     ) -> Vec<f32> {
-        let rows = tree.rows();
-        if self.scratch.as_ref().is_none_or(|(.., capacity)| *capacity < rows) {
-            let capacity = rows.next_power_of_two();
-            let saved = Saved::new(&model.backend, &model.blocks[0], model.config.heads, capacity);
-            self.scratch = Some((Stream::new(model, capacity), saved, capacity));
-        }
-        let Some((stream, saved, _)) = &mut self.scratch else { return Vec::new() };
+        let (ops, rows) = (&model.backend, tree.rows());
+        let scratch = match self.scratch.take() {
+            Some(scratch) if scratch.rows >= rows && ops.wide_len(&scratch.found) >= wanted.len() => scratch,
+            smaller => {
+                let (old_rows, old_found) =
+                    smaller.map_or((0, 0), |old| (old.rows, ops.wide_len(&old.found)));
+                self.recording = B::Recording::default();
+                let rows = ops.room(rows.next_power_of_two()).max(old_rows);
+                let saved = Saved::new(ops, &model.blocks[0], model.config.heads, rows);
+                let found = ops.wide(wanted.len().next_power_of_two().max(old_found));
+                Scratch { stream: Stream::new(model, rows), saved, rows, found }
+            }
+        };
+        let Scratch { stream, saved, found, .. } = self.scratch.insert(scratch);
+        let pass = ops.pass(&PassSpec { chosen, wanted, ..tree.spec() }, self.pass.take());
         let last = model.blocks.len() - 1;
-        model.embed(stream, tree);
-        for (index, (block, cache)) in model.blocks.iter().zip(&mut self.caches).enumerate() {
-            let chosen = (index == last).then_some(chosen);
-            model.run_block(block, saved, stream, Kv::Cache(cache, at), tree, chosen);
-        }
-        model.finish(stream, chosen.len());
-        let mut found = vec![0.0; wanted.len()];
-        model.backend.log_probs(&mut found, &stream.h, chosen.len(), model.head(), wanted);
-        found
+        ops.record(&mut self.recording, &pass, || {
+            model.embed(stream, &pass);
+            for (index, (block, cache)) in model.blocks.iter().zip(&mut self.caches).enumerate() {
+                model.run_block(block, saved, stream, Kv::Cache(cache), &pass, index == last);
+            }
+            model.finish(stream, &pass);
+            ops.log_probs(found, &stream.h, model.head(), &pass);
+        });
+        let mut log_probs = vec![0.0; wanted.len()];
+        ops.download(&mut log_probs, found, 0);
+        self.pass = Some(pass);
+        log_probs
     }
 }
 
 /// What a pass is asked.
 #[derive(Default)]
-struct Pass {
+struct Question {
     /// Rows whose predictions are wanted.
     chosen: Vec<u32>,
     /// `(index into chosen, token)`.
@@ -217,7 +244,7 @@ struct Pass {
     asked: Vec<(usize, usize)>,
 }
 
-impl Pass {
+impl Question {
     /// Asks for the probabilities of the children of `node`, which `row` predicts.
     fn ask(&mut self, trie: &LabelTrie, node: usize, query: usize, row: usize) {
         for &child in &trie.nodes[node].children {

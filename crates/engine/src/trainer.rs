@@ -253,7 +253,7 @@ impl<B: Backend> Trainer<B> {
             smaller => {
                 drop(smaller);
                 // Some room to grow, so that a slightly longer batch does not allocate everything anew.
-                Tape::new(&self.model, rows + rows / 8)
+                Tape::new(&self.model, self.model.backend.room(rows + rows / 8))
             }
         };
         let tape = self.tape.insert(tape);

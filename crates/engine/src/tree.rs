@@ -1,6 +1,6 @@
 //! Token trees: what one pass computes.
 
-use kernels::{Segment, TreeLayout};
+use kernels::{PassSpec, Segment, TreeLayout};
 
 /// A row whose next token is known and counts in the loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -58,6 +58,12 @@ impl TokenTree {
     /// Rows to compute.
     pub fn rows(&self) -> usize {
         self.tokens.len()
+    }
+
+    /// What a pass over this tree computes, as long as nothing is chosen.
+    pub(crate) fn spec(&self) -> PassSpec<'_> {
+        let Self { tokens, positions, layout, .. } = self;
+        PassSpec { tokens, positions, layout, chosen: &[], targets: &[], weights: &[], wanted: &[] }
     }
 
     fn begin(&self, parent: Option<usize>) -> u32 {

@@ -12,6 +12,25 @@ pub enum Output<'a, B: Backend> {
     Add(&'a mut B::Wide),
 }
 
+/// What one pass computes, as the engine describes it.
+#[derive(Debug, Clone, Copy)]
+pub struct PassSpec<'a> {
+    /// The token of each row.
+    pub tokens: &'a [u32],
+    /// The position of each row.
+    pub positions: &'a [u32],
+    /// Who may look at whom.
+    pub layout: &'a TreeLayout,
+    /// Rows that are wanted after the last block, in order, each once.
+    pub chosen: &'a [u32],
+    /// The token that should follow each chosen row; empty when there is no loss.
+    pub targets: &'a [u32],
+    /// Factor of each chosen row's loss; as long as `targets`.
+    pub weights: &'a [f32],
+    /// `(index into chosen, token)` whose log-probability is asked for, sorted by the index.
+    pub wanted: &'a [(u32, u32)],
+}
+
 /// A device: its buffers and its ops.
 ///
 /// Ops never allocate device memory in the steady state, are deterministic (same inputs, same bytes), and panic on
@@ -26,6 +45,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
     type Matrix: Send + Sync;
     /// The LoRA matrices of one linear layer, laid out for the products of the current step.
     type Adapter: Send + Sync;
+
+    /// What a pass computes, on the device: tokens, tree, chosen rows, targets.
+    type Pass: Send + Sync;
+    /// Ops recorded once and replayed, for devices where starting an op costs more than a small op.
+    type Recording: Default + Send + Sync;
 
     /// What runs and how, for reports: `cpu avx512 bf16`.
     fn name(&self) -> String;
@@ -42,6 +66,19 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn upload(&self, buffer: &mut Self::Wide, at: usize, values: &[f32]);
     /// Copies `buffer[at..at + out.len()]` to the host.
     fn download(&self, out: &mut [f32], buffer: &Self::Wide, at: usize);
+    /// Brings a pass to the device, into the memory of an earlier one where there is one.
+    fn pass(&self, spec: &PassSpec<'_>, reuse: Option<Self::Pass>) -> Self::Pass;
+    /// Rows that buffers must hold for passes of up to `rows` rows.
+    fn room(&self, rows: usize) -> usize;
+    /// Rows that ops over the pass's tokens touch: its tokens, and as many idle rows as the device likes.
+    fn rows(&self, pass: &Self::Pass) -> usize;
+    /// Rows that ops over the pass's chosen rows touch.
+    fn chosen(&self, pass: &Self::Pass) -> usize;
+    /// Runs `body`, or replays what it did for an earlier pass of the same size. `body` must only call ops, and
+    /// always on the same buffers; drop the recording with the first of them.
+    fn record(&self, recording: &mut Self::Recording, pass: &Self::Pass, body: impl FnOnce());
+    /// Copies the first `len` values.
+    fn copy(&self, to: &mut Self::Narrow, from: &Self::Narrow, len: usize);
     /// Copies the first `len` values, rounded to the compute type.
     fn round(&self, to: &mut Self::Narrow, from: &Self::Wide, len: usize);
     /// Sets the first `len` values to zero.
@@ -55,23 +92,16 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
 
     /// `x[t] = table[tokens[t]]`. Shapes: `x` `(T, C)`, `table` `(V, C)`.
-    fn embed(&self, x: &mut Self::Wide, table: &Self::Matrix, tokens: &[u32]);
+    fn embed(&self, x: &mut Self::Wide, table: &Self::Matrix, pass: &Self::Pass);
 
-    /// `to[i] = from[rows[i]]`, rows of `width` values.
-    fn gather(&self, to: &mut Self::Wide, from: &Self::Wide, rows: &[u32], width: usize);
-    /// `to[rows[i]] += from[i]`; no row may occur twice.
-    fn scatter_add(&self, to: &mut Self::Wide, from: &Self::Wide, rows: &[u32], width: usize);
+    /// `to[i] = from[chosen[i]]`, rows of `width` values.
+    fn gather(&self, to: &mut Self::Wide, from: &Self::Wide, pass: &Self::Pass, width: usize);
+    /// `to[chosen[i]] = from[i]`, and zero in the pass's other rows.
+    fn spread(&self, to: &mut Self::Wide, from: &Self::Wide, pass: &Self::Pass, width: usize);
     /// [`Backend::gather`] for activations.
-    fn gather_narrow(&self, to: &mut Self::Narrow, from: &Self::Narrow, rows: &[u32], width: usize);
-    /// `to[rows[i]] = from[i]`, and zero in the first `total` rows that are not named.
-    fn spread_narrow(
-        &self,
-        to: &mut Self::Narrow,
-        from: &Self::Narrow,
-        rows: &[u32],
-        total: usize,
-        width: usize,
-    );
+    fn gather_narrow(&self, to: &mut Self::Narrow, from: &Self::Narrow, pass: &Self::Pass, width: usize);
+    /// [`Backend::spread`] for activations.
+    fn spread_narrow(&self, to: &mut Self::Narrow, from: &Self::Narrow, pass: &Self::Pass, width: usize);
 
     /// `unit = (x - mean) * rstd` (mean only for LayerNorm), `h = unit * weight + bias`. Overwrites all three.
     /// Shapes: `h`, `unit`, `x` `(T, C)`; `rstd` `(T)`. `unit` and `rstd` are what the backward pass needs.
@@ -136,19 +166,19 @@ pub trait Backend: Sized + Send + Sync + 'static {
         &self,
         qkv: &mut Self::Narrow,
         table: &Self::Wide,
-        positions: &[u32],
+        pass: &Self::Pass,
         shape: &AttentionShape,
         direction: Direction,
     );
 
-    /// Copies the key and value columns of `qkv`'s first `rows` rows to `cache[at..]`, rows of `2 G D`.
+    /// Copies each row's key and value columns of `qkv` to where the pass's layout wants them in `cache`, rows of
+    /// `2 G D`.
     fn store_kv(
         &self,
         cache: &mut Self::Narrow,
-        at: usize,
         qkv: &Self::Narrow,
+        pass: &Self::Pass,
         shape: &AttentionShape,
-        rows: usize,
     );
     /// Attention over a token tree; also writes the log-sum-exp of each row and head.
     /// Shapes: `out` `(T, H D)`, `lse` `(T, H)`, `qkv` `(T, (H + 2 G) D)`, `kv` as `columns` says.
@@ -159,7 +189,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
         qkv: &Self::Narrow,
         kv: &Self::Narrow,
         columns: KvColumns,
-        tree: &TreeLayout,
+        pass: &Self::Pass,
         shape: &AttentionShape,
     );
     /// Writes the gradient of `qkv` (keys and values in the same buffer, all segments live).
@@ -170,7 +200,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
         out: &Self::Narrow,
         lse: &Self::Wide,
         qkv: &Self::Narrow,
-        tree: &TreeLayout,
+        pass: &Self::Pass,
         shape: &AttentionShape,
     );
 
@@ -188,26 +218,18 @@ pub trait Backend: Sized + Send + Sync + 'static {
         width: usize,
     );
 
-    /// `losses[i] = -log softmax(h[i] W^T)[targets[i]]` and, if asked, the gradient of
-    /// `sum_i weights[i] losses[i]` by `h`. Shapes: `h`, `d_h` `(L, C)`, `head` `(V, C)`.
+    /// `losses[i] = -log softmax(h[i] W^T)[targets[i]]` and the gradient of `sum_i weights[i] losses[i]` by `h`, for
+    /// the chosen rows. Shapes: `losses` `(L)`, `h`, `d_h` `(L, C)`, `head` `(V, C)`.
     fn cross_entropy(
         &self,
-        losses: &mut [f32],
-        d_h: Option<&mut Self::Wide>,
+        losses: &mut Self::Wide,
+        d_h: &mut Self::Wide,
         h: &Self::Narrow,
         head: &Self::Matrix,
-        targets: &[u32],
-        weights: &[f32],
+        pass: &Self::Pass,
     );
-    /// `out[i] = log softmax(h[row] W^T)[token]` for each `(row, token)` of `wanted`, sorted by row.
-    fn log_probs(
-        &self,
-        out: &mut [f32],
-        h: &Self::Narrow,
-        rows: usize,
-        head: &Self::Matrix,
-        wanted: &[(u32, u32)],
-    );
+    /// `out[i] = log softmax(h[index] W^T)[token]` for each `(index, token)` that the pass wants.
+    fn log_probs(&self, out: &mut Self::Wide, h: &Self::Narrow, head: &Self::Matrix, pass: &Self::Pass);
     /// Sum of squares, summed in f64 in a fixed order.
     fn square_sum(&self, values: &Self::Wide) -> f64;
     /// One step on `range` of the parameters; `gradients` are multiplied by `gradient_scale` first.

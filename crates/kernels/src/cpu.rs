@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::linear::{Layer, PackedAdapter, PackedMatrix, Target};
 use crate::{
     AdamW, AttentionShape, Backend, BlockFormat, Direction, Element, Gate, KvColumns, Linear, Norm, Output,
-    TreeLayout, adamw, attention, cross_entropy, element, embed, gated, isa, linear, norm, rotary,
+    PassSpec, TreeLayout, adamw, attention, cross_entropy, element, embed, gated, isa, linear, norm, rotary,
 };
 
 /// The processor, computing in `E`.
@@ -41,7 +41,21 @@ impl<E: Element> Cpu<E> {
     }
 }
 
+/// A pass on the host.
+#[derive(Debug, Default)]
+pub struct Pass {
+    tokens: Vec<u32>,
+    positions: Vec<u32>,
+    layout: TreeLayout,
+    chosen: Vec<u32>,
+    targets: Vec<u32>,
+    weights: Vec<f32>,
+    wanted: Vec<(u32, u32)>,
+}
+
 impl<E: Element> Backend for Cpu<E> {
+    type Pass = Pass;
+    type Recording = ();
     type Wide = Vec<f32>;
     type Narrow = Vec<E>;
     type Matrix = PackedMatrix<E>;
@@ -69,6 +83,37 @@ impl<E: Element> Backend for Cpu<E> {
     fn download(&self, out: &mut [f32], buffer: &Vec<f32>, at: usize) {
         out.copy_from_slice(&buffer[at..][..out.len()]);
     }
+    fn pass(&self, spec: &PassSpec<'_>, reuse: Option<Pass>) -> Pass {
+        fn fill<T: Copy>(to: &mut Vec<T>, from: &[T]) {
+            to.clear();
+            to.extend_from_slice(from);
+        }
+        spec.layout.assert_valid();
+        let mut pass = reuse.unwrap_or_default();
+        fill(&mut pass.tokens, spec.tokens);
+        fill(&mut pass.positions, spec.positions);
+        fill(&mut pass.layout.segments, &spec.layout.segments);
+        fill(&mut pass.chosen, spec.chosen);
+        fill(&mut pass.targets, spec.targets);
+        fill(&mut pass.weights, spec.weights);
+        fill(&mut pass.wanted, spec.wanted);
+        pass
+    }
+    fn room(&self, rows: usize) -> usize {
+        rows
+    }
+    fn rows(&self, pass: &Pass) -> usize {
+        pass.tokens.len()
+    }
+    fn chosen(&self, pass: &Pass) -> usize {
+        pass.chosen.len()
+    }
+    fn record(&self, _recording: &mut (), _pass: &Pass, body: impl FnOnce()) {
+        body();
+    }
+    fn copy(&self, to: &mut Vec<E>, from: &Vec<E>, len: usize) {
+        to[..len].copy_from_slice(&from[..len]);
+    }
     fn round(&self, to: &mut Vec<E>, from: &Vec<f32>, len: usize) {
         element::round(&mut to[..len], &from[..len]);
     }
@@ -91,27 +136,21 @@ impl<E: Element> Backend for Cpu<E> {
         matrix.bytes()
     }
 
-    fn embed(&self, x: &mut Vec<f32>, table: &PackedMatrix<E>, tokens: &[u32]) {
-        embed::forward(x, table, tokens);
+    fn embed(&self, x: &mut Vec<f32>, table: &PackedMatrix<E>, pass: &Pass) {
+        embed::forward(x, table, &pass.tokens);
     }
 
-    fn gather(&self, to: &mut Vec<f32>, from: &Vec<f32>, rows: &[u32], width: usize) {
-        embed::gather(to, from, rows, width);
+    fn gather(&self, to: &mut Vec<f32>, from: &Vec<f32>, pass: &Pass, width: usize) {
+        embed::gather(to, from, &pass.chosen, width);
     }
-    fn scatter_add(&self, to: &mut Vec<f32>, from: &Vec<f32>, rows: &[u32], width: usize) {
-        for (from, &row) in from.chunks_exact(width).zip(rows) {
-            let to = &mut to[row as usize * width..][..width];
-            to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
-        }
+    fn spread(&self, to: &mut Vec<f32>, from: &Vec<f32>, pass: &Pass, width: usize) {
+        embed::spread(&mut to[..pass.tokens.len() * width], from, &pass.chosen, width);
     }
-    fn gather_narrow(&self, to: &mut Vec<E>, from: &Vec<E>, rows: &[u32], width: usize) {
-        embed::gather(to, from, rows, width);
+    fn gather_narrow(&self, to: &mut Vec<E>, from: &Vec<E>, pass: &Pass, width: usize) {
+        embed::gather(to, from, &pass.chosen, width);
     }
-    fn spread_narrow(&self, to: &mut Vec<E>, from: &Vec<E>, rows: &[u32], total: usize, width: usize) {
-        to[..total * width].fill(E::default());
-        for (from, &row) in from.chunks_exact(width).zip(rows) {
-            to[row as usize * width..][..width].copy_from_slice(from);
-        }
+    fn spread_narrow(&self, to: &mut Vec<E>, from: &Vec<E>, pass: &Pass, width: usize) {
+        embed::spread(&mut to[..pass.tokens.len() * width], from, &pass.chosen, width);
     }
 
     fn norm(
@@ -176,18 +215,22 @@ impl<E: Element> Backend for Cpu<E> {
         &self,
         qkv: &mut Vec<E>,
         table: &Vec<f32>,
-        positions: &[u32],
+        pass: &Pass,
         shape: &AttentionShape,
         direction: Direction,
     ) {
-        let len = positions.len() * shape.qkv_width();
-        rotary::apply(&mut qkv[..len], table, positions, shape, direction);
+        let len = pass.positions.len() * shape.qkv_width();
+        rotary::apply(&mut qkv[..len], table, &pass.positions, shape, direction);
     }
 
-    fn store_kv(&self, cache: &mut Vec<E>, at: usize, qkv: &Vec<E>, shape: &AttentionShape, rows: usize) {
+    fn store_kv(&self, cache: &mut Vec<E>, qkv: &Vec<E>, pass: &Pass, shape: &AttentionShape) {
         let (from, to) = (shape.qkv_width(), 2 * shape.kv_width());
-        for t in 0..rows {
-            cache[(at + t) * to..][..to].copy_from_slice(&qkv[t * from + shape.q_width()..][..to]);
+        let mut rows = qkv.chunks_exact(from);
+        for (_, segment) in pass.layout.live() {
+            let cache = &mut cache[segment.kv_row as usize * to..][..segment.len as usize * to];
+            for (cache, row) in cache.chunks_exact_mut(to).zip(&mut rows) {
+                cache.copy_from_slice(&row[shape.q_width()..]);
+            }
         }
     }
     fn attention(
@@ -197,10 +240,10 @@ impl<E: Element> Backend for Cpu<E> {
         qkv: &Vec<E>,
         kv: &Vec<E>,
         columns: KvColumns,
-        tree: &TreeLayout,
+        pass: &Pass,
         shape: &AttentionShape,
     ) {
-        attention::forward(out, lse, qkv, kv, columns, tree, shape);
+        attention::forward(out, lse, qkv, kv, columns, &pass.layout, shape);
     }
     fn attention_backward(
         &self,
@@ -209,10 +252,10 @@ impl<E: Element> Backend for Cpu<E> {
         out: &Vec<E>,
         lse: &Vec<f32>,
         qkv: &Vec<E>,
-        tree: &TreeLayout,
+        pass: &Pass,
         shape: &AttentionShape,
     ) {
-        attention::backward(d_qkv, d_out, out, lse, qkv, tree, shape);
+        attention::backward(d_qkv, d_out, out, lse, qkv, &pass.layout, shape);
     }
 
     fn gated(&self, act: &mut Vec<E>, gate_up: &Vec<E>, gate: Gate, rows: usize, width: usize) {
@@ -235,24 +278,18 @@ impl<E: Element> Backend for Cpu<E> {
 
     fn cross_entropy(
         &self,
-        losses: &mut [f32],
-        d_h: Option<&mut Vec<f32>>,
+        losses: &mut Vec<f32>,
+        d_h: &mut Vec<f32>,
         h: &Vec<E>,
         head: &PackedMatrix<E>,
-        targets: &[u32],
-        weights: &[f32],
+        pass: &Pass,
     ) {
-        cross_entropy::forward_backward(losses, d_h.map(Vec::as_mut_slice), h, head, targets, weights);
+        let losses = &mut losses[..pass.targets.len()];
+        cross_entropy::forward_backward(losses, Some(d_h), h, head, &pass.targets, &pass.weights);
     }
-    fn log_probs(
-        &self,
-        out: &mut [f32],
-        h: &Vec<E>,
-        rows: usize,
-        head: &PackedMatrix<E>,
-        wanted: &[(u32, u32)],
-    ) {
-        cross_entropy::log_probs(out, &h[..rows * head.cols()], head, wanted);
+    fn log_probs(&self, out: &mut Vec<f32>, h: &Vec<E>, head: &PackedMatrix<E>, pass: &Pass) {
+        let h = &h[..pass.chosen.len() * head.cols()];
+        cross_entropy::log_probs(&mut out[..pass.wanted.len()], h, head, &pass.wanted);
     }
     fn square_sum(&self, values: &Vec<f32>) -> f64 {
         adamw::square_sum(values)

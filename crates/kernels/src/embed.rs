@@ -25,3 +25,11 @@ pub fn gather<V: Copy>(to: &mut [V], from: &[V], rows: &[u32], width: usize) {
         to.copy_from_slice(&from[row as usize * width..][..width]);
     }
 }
+
+/// `to[rows[i]] = from[i]`, and zero in every other row of `to`.
+pub fn spread<V: Copy + Default>(to: &mut [V], from: &[V], rows: &[u32], width: usize) {
+    to.fill(V::default());
+    for (from, &row) in from.chunks_exact(width).zip(rows) {
+        to[row as usize * width..][..width].copy_from_slice(from);
+    }
+}

@@ -29,8 +29,8 @@ pub mod tree;
 
 pub use adamw::AdamW;
 pub use attention::{AttentionShape, KvColumns, Mask};
-pub use backend::{Backend, Output};
-pub use cpu::Cpu;
+pub use backend::{Backend, Output, PassSpec};
+pub use cpu::{Cpu, Pass as CpuPass};
 pub use element::Element;
 pub use gated::Gate;
 pub use half::bf16;
