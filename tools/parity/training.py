@@ -11,18 +11,18 @@ OPTIMIZER = {"name": "adamw", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay"
 
 
 @contextlib.contextmanager
-def double_norms():
-    """Keeps LlamaRMSNorm in f64 for a f64 model: as released it computes in f32 whatever the dtype."""
+def double_norms(norm=modeling_llama.LlamaRMSNorm):
+    """Keeps a RMSNorm in f64 for a f64 model: as released it computes in f32 whatever the dtype."""
     def forward(self, x):
         x = x.double()
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
-    released = modeling_llama.LlamaRMSNorm.forward
-    modeling_llama.LlamaRMSNorm.forward = forward
+    released = norm.forward
+    norm.forward = forward
     try:
         yield
     finally:
-        modeling_llama.LlamaRMSNorm.forward = released
+        norm.forward = released
 
 
 def batch_loss(model, sequences):

@@ -183,7 +183,7 @@ fn block_format(tensors: &[formats::Tensor<'_>], cols: usize) -> Option<BlockFor
 }
 
 fn rotary_table<B: Backend>(backend: &B, config: &ModelConfig, positions: usize) -> B::Wide {
-    let frequencies = config.rope.inv_freq(config.head_dim);
+    let frequencies = config.rope.as_ref().map_or_else(Vec::new, |rope| rope.inv_freq(config.head_dim));
     let angles = |p: usize| frequencies.iter().map(move |f| p as f32 * f);
     let values: Vec<f32> = (0..positions)
         .flat_map(|p| angles(p).map(f32::cos).chain(angles(p).map(f32::sin)).collect::<Vec<_>>())

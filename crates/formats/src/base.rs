@@ -9,16 +9,13 @@ use std::sync::OnceLock;
 use serde_json::{Map, Value as Json};
 
 use crate::gguf::{Gguf, Value};
-use crate::layout::{EMBEDDING, LM_HEAD, Slot, slots};
+use crate::layout::{Part, Slot, slots};
 use crate::safetensors::SafetensorsFolder;
 use crate::tokenizer::{self, Tokenizer};
 use crate::{Error, ModelConfig, Result, Tensor, store};
 
 const CONFIG: &str = "config.json";
 const GGUF_TEMPLATE: &str = "tokenizer.chat_template";
-
-/// Tensors that some files carry and no computation here needs: tables that follow from the configuration.
-const DERIVED: [&str; 2] = ["rope_freqs.weight", ".rotary_emb.inv_freq"];
 
 /// An open base model: a GGUF file or a Hugging Face folder, seen under Hugging Face's names and row order.
 #[derive(Debug)]
@@ -30,6 +27,8 @@ pub struct BaseModel {
     chat_template: Option<String>,
     slots: BTreeMap<String, Slot>,
     weights: Weights,
+    /// The `config.json` that came with the model.
+    config_json: Option<String>,
     sha256: OnceLock<String>,
 }
 
@@ -56,7 +55,8 @@ impl BaseModel {
         let name =
             gguf.optional("general.name", Value::as_str)?.map_or_else(|| file_stem(path), str::to_owned);
         let chat_template = gguf.optional(GGUF_TEMPLATE, Value::as_str)?.map(str::to_owned);
-        Self::new(ModelConfig::from_gguf(&gguf)?, path, name, chat_template, Weights::Gguf(gguf))
+        let config = ModelConfig::from_gguf(&gguf)?;
+        Self::new(config, None, path, name, chat_template, Weights::Gguf(gguf))
     }
 
     fn open_folder(path: &Path) -> Result<Self> {
@@ -65,17 +65,19 @@ impl BaseModel {
             return Err(Error::NotAModel { path: path.to_owned() });
         }
         let keys: Map<String, Json> = store::read_json(&config_path)?;
-        let config = ModelConfig::from_hf_json(&Json::from(keys.clone()).to_string(), &config_path)?;
+        let text = format!("{:#}\n", Json::from(keys.clone()));
+        let config = ModelConfig::from_hf_json(&text, &config_path)?;
         let name = match keys.get("_name_or_path").and_then(Json::as_str) {
             Some(name) if !name.is_empty() => name.to_owned(),
             _ => file_stem(path),
         };
         let weights = Weights::Safetensors(SafetensorsFolder::open(path)?);
-        Self::new(config, path, name, tokenizer::chat_template(path)?, weights)
+        Self::new(config, Some(text), path, name, tokenizer::chat_template(path)?, weights)
     }
 
     fn new(
         config: ModelConfig,
+        config_json: Option<String>,
         path: &Path,
         name: String,
         chat_template: Option<String>,
@@ -83,40 +85,31 @@ impl BaseModel {
     ) -> Result<Self> {
         let slots = slots(&config).into_iter().map(|slot| (slot.name.clone(), slot)).collect();
         let (path, sha256) = (path.to_owned(), OnceLock::new());
-        let model = Self { config, path, name, chat_template, slots, weights, sha256 };
+        let model = Self { config, path, name, chat_template, slots, weights, config_json, sha256 };
         model.check_tensors()?;
         Ok(model)
     }
 
     /// Each slot filled with its shape, and nothing left over that might belong to the computation.
     fn check_tensors(&self) -> Result<()> {
+        let mut known = BTreeSet::new();
         for slot in self.slots.values() {
-            let found = match &self.weights {
-                Weights::Gguf(gguf) => gguf.shape(&slot.gguf_name),
-                Weights::Safetensors(folder) => folder.shape(&slot.name),
-            };
+            let stored = self.stored_name(slot);
             let (path, tensor) = (self.path.clone(), slot.name.clone());
-            match found {
+            match self.shape(&stored) {
                 None => return Err(Error::MissingTensor { path, tensor }),
                 Some(found) if found != slot.shape => {
                     let (expected, found) = (slot.shape.clone(), found.to_vec());
                     return Err(Error::Shape { path, tensor, expected, found });
                 }
-                Some(_) => {}
-            }
+                Some(_) => known.insert(stored),
+            };
         }
-        let (known, stored): (BTreeSet<&str>, Vec<&str>) = match &self.weights {
-            Weights::Gguf(gguf) => (
-                self.slots.values().map(|slot| slot.gguf_name.as_str()).collect(),
-                gguf.tensor_names().collect(),
-            ),
-            Weights::Safetensors(folder) => {
-                (self.slots.keys().map(String::as_str).collect(), folder.tensor_names().collect())
-            }
-        };
-        let left_over = stored.into_iter().find(|name| {
-            let tied_copy = self.config.tied_embeddings && *name == LM_HEAD;
-            !known.contains(name) && !tied_copy && !DERIVED.iter().any(|end| name.ends_with(end))
+        let traits = self.config.family.traits();
+        let head = format!("{}.weight", self.config.name_of(Part::Head, 0));
+        let left_over = self.stored_names().into_iter().find(|name| {
+            let tied_copy = self.config.tied_embeddings && *name == head;
+            !known.contains(*name) && !tied_copy && !traits.unused.iter().any(|mark| name.contains(mark))
         });
         match left_over {
             None => Ok(()),
@@ -125,6 +118,32 @@ impl BaseModel {
                 Err(Error::unsupported(&self.path, format!("tensor `{name}`"), "present", supported))
             }
         }
+    }
+
+    fn shape(&self, stored: &str) -> Option<&[usize]> {
+        match &self.weights {
+            Weights::Gguf(gguf) => gguf.shape(stored),
+            Weights::Safetensors(folder) => folder.shape(stored),
+        }
+    }
+
+    fn stored_names(&self) -> Vec<&str> {
+        match &self.weights {
+            Weights::Gguf(gguf) => gguf.tensor_names().collect(),
+            Weights::Safetensors(folder) => folder.tensor_names().collect(),
+        }
+    }
+
+    /// The name under which the files hold a slot: with the prefix of models that were saved with a head, and with
+    /// the norm's parameters as TensorFlow called them, where that is what is there.
+    fn stored_name(&self, slot: &Slot) -> String {
+        let Weights::Safetensors(folder) = &self.weights else { return slot.gguf_name.clone() };
+        let older = slot.name.replace("LayerNorm.weight", "LayerNorm.gamma");
+        let older = older.replace("LayerNorm.bias", "LayerNorm.beta");
+        let prefix = self.config.family.traits().prefix;
+        let spellings = [format!("{prefix}{}", slot.name), format!("{prefix}{older}"), older];
+        let found = spellings.into_iter().find(|name| folder.shape(name).is_some());
+        found.unwrap_or_else(|| slot.name.clone())
     }
 
     /// The names of all stored tensors in Hugging Face's naming, sorted; a tied output head is not among
@@ -139,13 +158,14 @@ impl BaseModel {
     /// # Errors
     /// [`Error::MissingTensor`]; [`Error::Unsupported`] for a type that is not of floats or known blocks.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
-        let stored = if name == LM_HEAD && self.config.tied_embeddings { EMBEDDING } else { name };
+        let weight = |part| format!("{}.weight", self.config.name_of(part, 0));
+        let tied = self.config.tied_embeddings && name == weight(Part::Head);
         let slot = self
             .slots
-            .get(stored)
+            .get(&if tied { weight(Part::Embedding) } else { name.to_owned() })
             .ok_or_else(|| Error::MissingTensor { path: self.path.clone(), tensor: name.into() })?;
         let mut tensor = match &self.weights {
-            Weights::Safetensors(folder) => folder.tensor(&slot.name)?,
+            Weights::Safetensors(folder) => folder.tensor(&self.stored_name(slot))?,
             Weights::Gguf(gguf) => {
                 let tensor = gguf.tensor(&slot.gguf_name)?;
                 match slot.interleaved_heads {
@@ -156,6 +176,15 @@ impl BaseModel {
         };
         name.clone_into(&mut tensor.name);
         Ok(tensor)
+    }
+
+    /// The text of a `config.json` with which transformers builds this model: the one that came with it, or one
+    /// written from the configuration.
+    ///
+    /// # Errors
+    /// Those of [`ModelConfig::to_hf_json`].
+    pub fn config_json(&self) -> Result<String> {
+        self.config_json.clone().map_or_else(|| self.config.to_hf_json(), Ok)
     }
 
     /// The model's tokenizer.

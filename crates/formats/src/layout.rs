@@ -1,13 +1,80 @@
-//! The tensors of each family: their names in both worlds, and the shapes that follow from a configuration.
+//! The tensors of a model: their names in both worlds, and the shapes that follow from a configuration.
 
-use crate::{Family, ModelConfig};
+use crate::ModelConfig;
+use crate::family::Row;
+
+/// What a tensor is for, whatever its family calls it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// A row for each token.
+    Embedding,
+    /// A row for each position, added to the tokens'.
+    Positions,
+    /// A row for each kind of text, of which a single text uses the first.
+    TokenTypes,
+    /// Norm of the embeddings' sum.
+    EmbeddingNorm,
+    /// Norm around the attention.
+    Norm1,
+    /// Queries.
+    Query,
+    /// Keys.
+    Key,
+    /// Values.
+    Value,
+    /// The three as one tensor.
+    QueryKeyValue,
+    /// Attention output.
+    Output,
+    /// Norm around the feed-forward part.
+    Norm2,
+    /// Gate of the feed-forward part.
+    Gate,
+    /// Up-projection of the feed-forward part.
+    Up,
+    /// The two as one tensor.
+    GateUp,
+    /// Down-projection of the feed-forward part.
+    Down,
+    /// Norm after the last block.
+    FinalNorm,
+    /// A row for each token, to score it; models with tied embeddings do not store it.
+    Head,
+}
+
+impl Part {
+    /// The shape of its weight; a bias has the first of it.
+    pub fn shape(self, config: &ModelConfig) -> Vec<usize> {
+        let (width, feed_forward) = (config.hidden_size, config.intermediate_size);
+        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        match self {
+            Self::Embedding | Self::Head => vec![config.vocab_size, width],
+            Self::Positions => vec![config.max_positions, width],
+            Self::TokenTypes => vec![config.token_types, width],
+            Self::EmbeddingNorm | Self::Norm1 | Self::Norm2 | Self::FinalNorm => vec![width],
+            Self::Query => vec![q, width],
+            Self::Key | Self::Value => vec![kv, width],
+            Self::QueryKeyValue => vec![q + 2 * kv, width],
+            Self::Output => vec![width, q],
+            Self::Gate | Self::Up => vec![feed_forward, width],
+            Self::GateUp => vec![2 * feed_forward, width],
+            Self::Down => vec![width, feed_forward],
+        }
+    }
+}
 
 /// A place for one tensor of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
+    /// What it is for.
+    pub part: Part,
+    /// Its layer, for tensors that every layer has.
+    pub layer: Option<usize>,
+    /// Whether it is the bias of its part, not the weight.
+    pub bias: bool,
     /// The Hugging Face name, by which everything else calls the tensor.
     pub name: String,
-    /// The name in GGUF files.
+    /// The name in GGUF files; empty where the format does not know the family.
     pub gguf_name: String,
     /// The shape, outermost first.
     pub shape: Vec<usize>,
@@ -15,114 +82,64 @@ pub struct Slot {
     pub interleaved_heads: Option<usize>,
 }
 
-/// A dimension that a configuration fixes.
-#[derive(Clone, Copy)]
-enum Dim {
-    Vocab,
-    Hidden,
-    Intermediate,
-    Query,
-    KeyValue,
-}
-
-/// How GGUF files order a tensor's rows.
-#[derive(Clone, Copy)]
-enum Rows {
-    InOrder,
-    InterleavedQuery,
-    InterleavedKey,
-}
-
-/// A family's tensor; `{i}` stands for the layer in tensors that every layer has.
-struct Row(&'static str, &'static str, &'static [Dim], Rows);
-
-const LLAMA: &[Row] = {
-    use Dim::{Hidden, Intermediate, KeyValue, Query, Vocab};
-    use Rows::{InOrder, InterleavedKey, InterleavedQuery};
-    &[
-        Row("model.embed_tokens.weight", "token_embd.weight", &[Vocab, Hidden], InOrder),
-        Row("model.layers.{i}.input_layernorm.weight", "blk.{i}.attn_norm.weight", &[Hidden], InOrder),
-        Row(
-            "model.layers.{i}.self_attn.q_proj.weight",
-            "blk.{i}.attn_q.weight",
-            &[Query, Hidden],
-            InterleavedQuery,
-        ),
-        Row(
-            "model.layers.{i}.self_attn.k_proj.weight",
-            "blk.{i}.attn_k.weight",
-            &[KeyValue, Hidden],
-            InterleavedKey,
-        ),
-        Row(
-            "model.layers.{i}.self_attn.v_proj.weight",
-            "blk.{i}.attn_v.weight",
-            &[KeyValue, Hidden],
-            InOrder,
-        ),
-        Row(
-            "model.layers.{i}.self_attn.o_proj.weight",
-            "blk.{i}.attn_output.weight",
-            &[Hidden, Query],
-            InOrder,
-        ),
-        Row(
-            "model.layers.{i}.post_attention_layernorm.weight",
-            "blk.{i}.ffn_norm.weight",
-            &[Hidden],
-            InOrder,
-        ),
-        Row(
-            "model.layers.{i}.mlp.gate_proj.weight",
-            "blk.{i}.ffn_gate.weight",
-            &[Intermediate, Hidden],
-            InOrder,
-        ),
-        Row("model.layers.{i}.mlp.up_proj.weight", "blk.{i}.ffn_up.weight", &[Intermediate, Hidden], InOrder),
-        Row(
-            "model.layers.{i}.mlp.down_proj.weight",
-            "blk.{i}.ffn_down.weight",
-            &[Hidden, Intermediate],
-            InOrder,
-        ),
-        Row("model.norm.weight", "output_norm.weight", &[Hidden], InOrder),
-        Row(LM_HEAD, "output.weight", &[Vocab, Hidden], InOrder),
-    ]
-};
-
-/// The output head, which models with tied embeddings do not store.
-pub(crate) const LM_HEAD: &str = "lm_head.weight";
-/// The embedding table, which is also the output head when they are tied.
-pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
-
 /// Every tensor that a model of this configuration stores, in the order of the computation.
 pub fn slots(config: &ModelConfig) -> Vec<Slot> {
-    let rows = match config.family {
-        Family::Llama => LLAMA,
-    };
-    let dim = |dim: &Dim| match dim {
-        Dim::Vocab => config.vocab_size,
-        Dim::Hidden => config.hidden_size,
-        Dim::Intermediate => config.intermediate_size,
-        Dim::Query => config.heads * config.head_dim,
-        Dim::KeyValue => config.kv_heads * config.head_dim,
-    };
-    let slot = |&Row(name, gguf_name, shape, order): &Row, layer: usize| Slot {
-        name: name.replace("{i}", &layer.to_string()),
-        gguf_name: gguf_name.replace("{i}", &layer.to_string()),
-        shape: shape.iter().map(dim).collect(),
-        interleaved_heads: match order {
-            Rows::InOrder => None,
-            Rows::InterleavedQuery => Some(config.heads),
-            Rows::InterleavedKey => Some(config.kv_heads),
-        },
-    };
-    let per_layer = |row: &Row| row.0.contains("{i}");
+    let rows = config.family.traits().rows;
+    let per_layer = |row: &Row| row.name.contains("{i}");
     let mut slots = Vec::new();
     for group in rows.chunk_by(|a, b| per_layer(a) == per_layer(b)) {
-        let layers = if per_layer(&group[0]) { config.layers } else { 1 };
-        slots.extend((0..layers).flat_map(|layer| group.iter().map(move |row| slot(row, layer))));
+        let layers: Vec<Option<usize>> =
+            if per_layer(&group[0]) { (0..config.layers).map(Some).collect() } else { vec![None] };
+        for layer in layers {
+            slots.extend(group.iter().flat_map(|row| row.slots(config, layer)));
+        }
     }
-    slots.retain(|slot| !(config.tied_embeddings && slot.name == LM_HEAD));
+    slots.retain(|slot| !(config.tied_embeddings && slot.part == Part::Head));
     slots
+}
+
+impl ModelConfig {
+    /// Whether the family has this part, as a tensor of its own.
+    pub fn has(&self, part: Part) -> bool {
+        self.row(part).is_some()
+    }
+
+    /// The Hugging Face name of a part without `.weight` or `.bias`; empty when the family has no such part.
+    pub fn name_of(&self, part: Part, layer: usize) -> String {
+        self.row(part).map_or_else(String::new, |row| row.name.replace("{i}", &layer.to_string()))
+    }
+
+    fn row(&self, part: Part) -> Option<&'static Row> {
+        self.family.traits().rows.iter().find(|row| row.part == part)
+    }
+}
+
+impl Row {
+    /// The weight, and the bias if there is one.
+    fn slots(&self, config: &ModelConfig, layer: Option<usize>) -> impl Iterator<Item = Slot> {
+        let of_layer =
+            |name: &str| layer.map_or_else(|| name.to_owned(), |i| name.replace("{i}", &i.to_string()));
+        let (name, gguf_name) = (of_layer(self.name), of_layer(self.gguf_name));
+        let shape = self.part.shape(config);
+        // llama.cpp turns neighbouring pairs, Hugging Face halves; the converter moves rows for Llama alone.
+        let interleaved_heads = match (config.family, self.part) {
+            (crate::Family::Llama, Part::Query) => Some(config.heads),
+            (crate::Family::Llama, Part::Key) => Some(config.kv_heads),
+            _ => None,
+        };
+        let part = self.part;
+        let slot = move |bias: bool| {
+            let kind = if bias { "bias" } else { "weight" };
+            Slot {
+                part,
+                layer,
+                bias,
+                name: format!("{name}.{kind}"),
+                gguf_name: if gguf_name.is_empty() { String::new() } else { format!("{gguf_name}.{kind}") },
+                shape: if bias { shape[..1].to_vec() } else { shape.clone() },
+                interleaved_heads,
+            }
+        };
+        [Some(false), self.bias.then_some(true)].into_iter().flatten().map(slot)
+    }
 }

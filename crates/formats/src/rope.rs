@@ -37,6 +37,15 @@ pub enum RopeScaling {
     },
     /// Each frequency is divided by its own number: D / 2 of them.
     Divisors(Vec<f32>),
+    /// `LongRoPE` (Ding et al., 2024) within the context before the scaling, beyond which other divisors would rule.
+    Long {
+        /// Divisors of the frequencies: D / 2 of them.
+        short: Vec<f32>,
+        /// The context for which those divisors hold, in positions.
+        original_max_positions: usize,
+        /// Factor of cosines and sines.
+        attention_factor: f32,
+    },
 }
 
 impl Rope {
@@ -51,7 +60,7 @@ impl Rope {
         });
         match &self.scaling {
             None => plain.collect(),
-            Some(RopeScaling::Divisors(divisors)) => {
+            Some(RopeScaling::Divisors(divisors) | RopeScaling::Long { short: divisors, .. }) => {
                 assert_eq!(divisors.len(), head_dim / 2, "inv_freq: divisors for head size {head_dim}");
                 plain.zip(divisors).map(|(freq, divisor)| freq / divisor).collect()
             }
@@ -77,6 +86,22 @@ impl Rope {
                     })
                     .collect()
             }
+        }
+    }
+
+    /// Factor of cosines and sines.
+    pub fn attention_factor(&self) -> f32 {
+        match self.scaling {
+            Some(RopeScaling::Long { attention_factor, .. }) => attention_factor,
+            _ => 1.0,
+        }
+    }
+
+    /// The positions for which the frequencies hold, where that is not all that the model has.
+    pub fn most_positions(&self) -> Option<usize> {
+        match self.scaling {
+            Some(RopeScaling::Long { original_max_positions, .. }) => Some(original_max_positions),
+            _ => None,
         }
     }
 

@@ -53,16 +53,17 @@ fn to_gguf(model: &BaseModel, change: impl Fn(&mut GgufWriter<'static>)) -> (tem
         writer.set(format!("llama.{key}"), value as u32);
     }
     writer.set("llama.attention.layer_norm_rms_epsilon", config.norm_eps);
-    writer.set("llama.rope.freq_base", config.rope.theta as f32);
+    let rope = config.rope.as_ref().unwrap();
+    writer.set("llama.rope.freq_base", rope.theta as f32);
     let ids = [("bos", config.bos_token_id), ("padding", config.pad_token_id)];
     for (name, id) in ids.into_iter().chain([("eos", config.eos_token_ids.first().copied())]) {
         if let Some(id) = id {
             writer.set(format!("tokenizer.ggml.{name}_token_id"), id);
         }
     }
-    if config.rope.scaling.is_some() {
-        let plain = Rope { theta: config.rope.theta, scaling: None }.inv_freq(config.head_dim);
-        let scaled = config.rope.inv_freq(config.head_dim);
+    if rope.scaling.is_some() {
+        let plain = Rope { theta: rope.theta, scaling: None }.inv_freq(config.head_dim);
+        let scaled = rope.inv_freq(config.head_dim);
         let divisors: Vec<f32> = plain.iter().zip(scaled).map(|(plain, scaled)| plain / scaled).collect();
         writer.add(Tensor::from_f32("rope_freqs.weight", vec![divisors.len()], &divisors).unwrap());
     }
@@ -97,7 +98,8 @@ fn a_gguf_file_is_the_same_model_as_its_folder() {
         let (_kept, path) = to_gguf(&folder, |_| {});
         let gguf = BaseModel::open(path).unwrap();
         assert_same_tensors(&gguf, &folder);
-        let frequencies = |model: &BaseModel| model.config.rope.inv_freq(model.config.head_dim);
+        let frequencies =
+            |model: &BaseModel| model.config.rope.as_ref().unwrap().inv_freq(model.config.head_dim);
         for (found, expected) in frequencies(&gguf).iter().zip(frequencies(&folder)) {
             assert!((found - expected).abs() <= 1e-6 * expected);
         }
@@ -108,7 +110,7 @@ fn a_gguf_file_is_the_same_model_as_its_folder() {
         assert_eq!(config, folder.config);
         assert_eq!((gguf.name(), folder.name()), ("Tiny Llama", name));
     }
-    let scaling = open("scaled").config.rope.scaling;
+    let scaling = open("scaled").config.rope.unwrap().scaling;
     assert!(matches!(scaling, Some(RopeScaling::Llama3 { factor: 8.0, original_max_positions: 64, .. })));
 }
 

@@ -53,7 +53,8 @@ fn the_file_is_the_expected_model() {
     let config = &model.config;
     assert_eq!((config.layers, config.hidden_size, config.intermediate_size), (30, 576, 1536));
     assert_eq!((config.heads, config.kv_heads, config.head_dim, config.vocab_size), (9, 3, 64, 49152));
-    assert_eq!((config.rope.theta, config.norm_eps, config.max_positions), (100_000.0, 1e-5, 8192));
+    let theta = config.rope.as_ref().unwrap().theta;
+    assert_eq!((theta, config.norm_eps, config.max_positions), (100_000.0, 1e-5, 8192));
     assert_eq!(
         (config.bos_token_id, &config.eos_token_ids, config.pad_token_id),
         (Some(1), &vec![2], Some(2))

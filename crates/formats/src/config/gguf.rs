@@ -1,7 +1,7 @@
 //! The keys of a GGUF file.
 
 use crate::gguf::{Gguf, Value};
-use crate::{DType, Error, Family, ModelConfig, Result, Rope};
+use crate::{Activation, DType, Error, Family, ModelConfig, Result, Rope};
 
 const ARCHITECTURE: &str = "general.architecture";
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
@@ -72,7 +72,10 @@ impl ModelConfig {
             head_dim,
             max_positions: required("context_length")?,
             norm_eps: gguf.required(&key("attention.layer_norm_rms_epsilon"), Value::as_f64)? as f32,
-            rope: rope(gguf, theta, head_dim)?,
+            activation: Activation::Silu,
+            rope: Some(rope(gguf, theta, head_dim)?),
+            windows: Vec::new(),
+            token_types: 0,
             tied_embeddings: gguf.shape("output.weight").is_none(),
             bos_token_id: id("bos")?,
             eos_token_ids,
@@ -149,7 +152,7 @@ mod tests {
         assert_eq!((config.layers, config.intermediate_size, config.vocab_size), (2, 24, 32));
         assert_eq!(config.eos_token_ids, [3, 4]);
         assert_eq!(config.norm_eps, 1e-5);
-        assert_eq!(config.rope, Rope { theta: 500_000.0, scaling: None });
+        assert_eq!(config.rope, Some(Rope { theta: 500_000.0, scaling: None }));
         assert!(config.tied_embeddings);
     }
 
@@ -159,7 +162,7 @@ mod tests {
             file(|writer| writer.add(Tensor::from_f32(ROPE_DIVISORS, vec![shape], divisors).unwrap()))
         };
         let config = with(2, &[1.0, 3.5]).unwrap();
-        assert_eq!(config.rope.scaling, Some(RopeScaling::Divisors(vec![1.0, 3.5])));
+        assert_eq!(config.rope.unwrap().scaling, Some(RopeScaling::Divisors(vec![1.0, 3.5])));
         assert!(with(3, &[1.0; 3]).unwrap_err().to_string().contains("shape [3]"));
         assert!(with(2, &[1.0, 0.0]).unwrap_err().to_string().contains(ROPE_DIVISORS));
     }

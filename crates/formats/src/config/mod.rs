@@ -7,15 +7,19 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, Rope};
+use crate::layout::slots;
+use crate::{Error, Family, Result, Rope, RopeScaling};
 
-/// A family of models with the same tensors and the same mathematics.
+/// What the feed-forward part does to its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub enum Family {
-    /// Llama 2 and 3, SmolLM2 and others: RMSNorm, SwiGLU, rotary positions, grouped-query attention, no
-    /// biases.
-    Llama,
+pub enum Activation {
+    /// `z sigmoid(z)`.
+    Silu,
+    /// `z Φ(z)` (Hendrycks and Gimpel, 2016).
+    Gelu,
+    /// The same with `Φ` approximated by a tanh.
+    GeluTanh,
 }
 
 /// Everything about a model that is not a weight.
@@ -39,10 +43,17 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// The longest context that the model was trained for, in tokens.
     pub max_positions: usize,
-    /// Added to the mean square in RMSNorm.
+    /// Added to the mean square or variance in norms.
     pub norm_eps: f32,
-    /// Rotary positions.
-    pub rope: Rope,
+    /// Of the feed-forward part.
+    pub activation: Activation,
+    /// Rotary positions; `None` where positions are a learned table.
+    pub rope: Option<Rope>,
+    /// Tokens that a layer's attention looks back over, the own one included, where it is not all; one for each
+    /// layer, or none at all when every layer sees everything.
+    pub windows: Vec<Option<usize>>,
+    /// Kinds of text that the model tells apart (a pair's first and second); 0 where it has no such table.
+    pub token_types: usize,
     /// Whether the output head is the embedding table.
     pub tied_embeddings: bool,
     /// The token that begins a text, if the model has one.
@@ -60,12 +71,12 @@ const MOST_VALUES: usize = 1 << 28;
 impl ModelConfig {
     /// Weights in all, norms included.
     pub fn parameters(&self) -> usize {
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let attention = self.hidden_size * (2 * q + 2 * kv);
-        let feed_forward = 3 * self.hidden_size * self.intermediate_size;
-        let tables = if self.tied_embeddings { 1 } else { 2 };
-        self.layers * (attention + feed_forward + 2 * self.hidden_size)
-            + (tables * self.vocab_size + 1) * self.hidden_size
+        slots(self).iter().map(|slot| slot.shape.iter().product::<usize>()).sum()
+    }
+
+    /// What a layer's attention looks back over, when that is not everything.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.windows.get(layer).copied().flatten()
     }
 
     /// Refuses sizes that cannot be a model's. `path` stands in the error.
@@ -95,10 +106,23 @@ impl ModelConfig {
                 format!("a divisor of {}", self.heads),
             );
         }
-        if !self.head_dim.is_multiple_of(2) {
+        if self.rope.is_some() && !self.head_dim.is_multiple_of(2) {
             return refuse("head size", self.head_dim, "an even number".into());
         }
-        let finite = [("rotary base", self.rope.theta), ("norm epsilon", f64::from(self.norm_eps))];
+        if let Some(RopeScaling::Long { short, original_max_positions, attention_factor }) =
+            self.rope.as_ref().and_then(|rope| rope.scaling.as_ref())
+        {
+            let sound = short.len() == self.head_dim / 2
+                && short.iter().all(|divisor| divisor.is_finite() && *divisor > 0.0)
+                && *original_max_positions > 1
+                && attention_factor.is_finite();
+            if !sound {
+                let supported = format!("{} positive divisors and a context above 1", self.head_dim / 2);
+                return Err(Error::unsupported(path, "short_factor", format!("{short:?}"), supported));
+            }
+        }
+        let theta = self.rope.as_ref().map_or(1.0, |rope| rope.theta);
+        let finite = [("rotary base", theta), ("norm epsilon", f64::from(self.norm_eps))];
         for (key, found) in finite {
             if !(found.is_finite() && found > 0.0) {
                 return Err(Error::unsupported(path, key, found.to_string(), "a positive number"));

@@ -13,7 +13,8 @@ const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const TEMPLATE: &str = "chat_template.jinja";
 const TEMPLATE_KEY: &str = "chat_template";
 
-const SPECIAL_TOKEN_KEYS: [&str; 4] = ["bos_token", "eos_token", "pad_token", "unk_token"];
+const SPECIAL_TOKEN_KEYS: [&str; 7] =
+    ["bos_token", "cls_token", "eos_token", "mask_token", "pad_token", "sep_token", "unk_token"];
 
 impl Tokenizer {
     /// The tokenizer of a Hugging Face folder: `tokenizer.json`, and `tokenizer_config.json` if it is there.

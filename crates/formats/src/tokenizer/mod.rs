@@ -81,6 +81,19 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// What the tokenizer puts before and after a text that is meant for an encoder, such as `[CLS]` and `[SEP]`.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    pub fn around(&self) -> Result<(Vec<u32>, Vec<u32>)> {
+        let fail = |source| Error::Tokenizer { path: self.path.clone(), source };
+        let encoding = self.inner.encode("a", true).map_err(fail)?;
+        let (ids, added) = (encoding.get_ids(), encoding.get_special_tokens_mask());
+        let begin = added.iter().take_while(|&&added| added == 1).count();
+        let end = added[begin..].iter().rev().take_while(|&&added| added == 1).count();
+        Ok((ids[..begin].to_vec(), ids[ids.len() - end..].to_vec()))
+    }
+
     /// The text of ids, with special tokens spelt out or left out. Bytes that are not UTF-8, as when a
     /// character is cut in two, become U+FFFD.
     ///
