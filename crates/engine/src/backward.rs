@@ -1,10 +1,10 @@
 //! Loss and gradients of one token tree.
 
-use kernels::{Backend, Direction, Gate, Output, PassSpec};
+use kernels::{Backend, Direction, Output, PassSpec};
 
 use crate::block::{Block, Saved};
 use crate::forward::{Kv, Stream};
-use crate::model::Model;
+use crate::model::{FeedForward, Model};
 use crate::tree::{Labelled, TokenTree};
 
 /// All buffers of a training pass, sized for a number of rows and kept between steps.
@@ -20,7 +20,7 @@ pub(crate) struct Tape<B: Backend> {
     d_h: B::Wide,
     d_y: B::Narrow,
     d_act: B::Narrow,
-    d_gate_up: B::Narrow,
+    d_up: B::Narrow,
     d_attention: B::Narrow,
     d_chosen_attention: B::Narrow,
     d_qkv: B::Narrow,
@@ -45,7 +45,7 @@ impl<B: Backend> Tape<B> {
             d_h: wide(width),
             d_y: narrow(width),
             d_act: narrow(block.down.inputs),
-            d_gate_up: narrow(block.gate_up.outputs),
+            d_up: narrow(block.up.outputs),
             d_attention: narrow(block.out.inputs),
             d_chosen_attention: narrow(block.out.inputs),
             d_qkv: narrow(block.qkv.outputs),
@@ -86,10 +86,9 @@ impl<B: Backend> Model<B> {
 
     fn forward_and_backward(&self, gradients: &mut B::Wide, tape: &mut Tape<B>, pass: &B::Pass) {
         let (ops, width, rows) = (&self.backend, self.config.hidden_size, self.backend.chosen(pass));
-        let last = self.blocks.len() - 1;
         self.embed(&mut tape.stream, pass);
-        for (index, (block, saved)) in self.blocks.iter().zip(&mut tape.saved).enumerate() {
-            self.run_block(block, saved, &mut tape.stream, Kv::Own, pass, index == last);
+        for (index, saved) in tape.saved.iter_mut().enumerate() {
+            self.run_block(index, saved, &mut tape.stream, Kv::Own, pass);
         }
         self.finish(&mut tape.stream, pass);
 
@@ -97,40 +96,53 @@ impl<B: Backend> Model<B> {
         ops.cross_entropy(losses, d_h, &stream.h, self.head(), pass);
         ops.clear(d_chosen_x, rows * width);
         ops.norm_backward(d_chosen_x, d_h, &stream.unit, &stream.rstd, &self.norm, rows);
-        for (index, block) in self.blocks.iter().enumerate().rev() {
-            self.block_backward(gradients, tape, block, index, pass);
+        for index in (0..self.blocks.len()).rev() {
+            self.block_backward(gradients, tape, index, pass);
         }
     }
 
-    fn block_backward(
-        &self,
-        gradients: &mut B::Wide,
-        tape: &mut Tape<B>,
-        block: &Block<B>,
-        index: usize,
-        pass: &B::Pass,
-    ) {
-        let (ops, shape, all) = (&self.backend, &self.attention_shape(), self.backend.rows(pass));
-        let (width, last) = (self.config.hidden_size, index + 1 == self.blocks.len());
-        let Tape { stream, saved, d_x, d_chosen_x, d_h, d_y, d_act, d_gate_up, d_qkv, d_mid, .. } = tape;
-        let (d_attention, d_chosen, saved) =
-            (&mut tape.d_attention, &mut tape.d_chosen_attention, &saved[index]);
-        // The last block's feed-forward ran on the chosen rows only.
-        let (d_out, rows) = if last { (&mut *d_chosen_x, ops.chosen(pass)) } else { (&mut *d_x, all) };
+    /// Turns the gradient of a block's output into that of its input, in `d_x` (of the last block of a decoder from
+    /// `d_chosen_x`), and adds the parameters' to `gradients`.
+    fn block_backward(&self, gradients: &mut B::Wide, tape: &mut Tape<B>, index: usize, pass: &B::Pass) {
+        let (ops, block, shape) = (&self.backend, &self.blocks[index], &self.attention_shape(index));
+        let (all, width, post) = (ops.rows(pass), self.config.hidden_size, self.post_norm());
+        let Tape { stream, saved, d_x, d_chosen_x, d_h, d_y, d_act, d_up, d_qkv, d_mid, .. } = tape;
+        let (before, saved) = saved.split_at(index);
+        let (d_attention, d_chosen, saved) = (&mut tape.d_attention, &mut tape.d_chosen_attention, &saved[0]);
+        // The last block of a decoder ran its feed-forward on the chosen rows only.
+        let narrows = self.narrows(index);
+        let (d_out, rows) = if narrows { (&mut *d_chosen_x, ops.chosen(pass)) } else { (&mut *d_x, all) };
 
-        ops.round(d_y, d_out, rows * width);
+        if post {
+            ops.clear(d_h, rows * width);
+            ops.norm_backward(d_h, d_out, &saved.unit2, &saved.rstd2, &block.norm2, rows);
+        }
+        ops.round(d_y, if post { &*d_h } else { &*d_out }, rows * width);
         ops.linear_backward(Output::Narrow(d_act), d_mid, d_y, &block.down, rows);
         let feed_forward = block.down.inputs;
-        ops.gated_backward(d_gate_up, &mut stream.act, d_act, &saved.gate_up, Gate::Silu, rows, feed_forward);
+        match self.feed_forward() {
+            FeedForward::Gated(gate) => {
+                ops.gated_backward(d_up, &mut stream.act, d_act, &saved.up, gate, rows, feed_forward);
+            }
+            FeedForward::Plain(f) => {
+                ops.activation_backward(d_up, &mut stream.act, d_act, &saved.up, f, rows, feed_forward);
+            }
+        }
         ops.adapter_backward(gradients, &stream.act, &saved.down_mid, d_y, d_mid, &block.down, rows);
-        ops.linear_backward(Output::Wide(d_h), d_mid, d_gate_up, &block.gate_up, rows);
-        ops.norm_again(&mut stream.h, &saved.unit2, &block.norm2, rows);
-        let mid = &saved.gate_up_mid;
-        ops.adapter_backward(gradients, &stream.h, mid, d_gate_up, d_mid, &block.gate_up, rows);
-        ops.norm_backward(d_out, d_h, &saved.unit2, &saved.rstd2, &block.norm2, rows);
+        ops.linear_backward(into(d_h, post), d_mid, d_up, &block.up, rows);
+        // What the product read: the norm before it.
+        let (unit, norm) = if post { (&saved.unit1, &block.norm1) } else { (&saved.unit2, &block.norm2) };
+        ops.norm_again(&mut stream.h, unit, norm, rows);
+        ops.adapter_backward(gradients, &stream.h, &saved.up_mid, d_up, d_mid, &block.up, rows);
+        if post {
+            ops.clear(d_out, rows * width);
+            ops.norm_backward(d_out, d_h, &saved.unit1, &saved.rstd1, &block.norm1, rows);
+        } else {
+            ops.norm_backward(d_out, d_h, &saved.unit2, &saved.rstd2, &block.norm2, rows);
+        }
 
         ops.round(d_y, d_out, rows * width);
-        if last {
+        if narrows {
             ops.linear_backward(Output::Narrow(d_chosen), d_mid, d_y, &block.out, rows);
             let attention = &stream.chosen_attention;
             ops.adapter_backward(gradients, attention, &saved.out_mid, d_y, d_mid, &block.out, rows);
@@ -141,13 +153,26 @@ impl<B: Backend> Model<B> {
             ops.adapter_backward(gradients, &saved.attention, &saved.out_mid, d_y, d_mid, &block.out, rows);
         }
         ops.attention_backward(d_qkv, d_attention, &saved.attention, &saved.lse, &saved.qkv, pass, shape);
-        ops.rotary(d_qkv, &self.rotary, pass, shape, Direction::Backward);
-        ops.linear_backward(Output::Wide(d_h), d_mid, d_qkv, &block.qkv, all);
-        ops.norm_again(&mut stream.h, &saved.unit1, &block.norm1, all);
+        if let Some(table) = &self.rotary {
+            ops.rotary(d_qkv, table, pass, shape, Direction::Backward);
+        }
+        let d_input = if post { &mut *d_x } else { &mut *d_h };
+        ops.linear_backward(into(d_input, post), d_mid, d_qkv, &block.qkv, all);
+        let (unit, norm) = match before.last() {
+            _ if !post => (&saved.unit1, &block.norm1),
+            Some(below) => (&below.unit2, &self.blocks[index - 1].norm2),
+            None => (&stream.unit, &self.norm),
+        };
+        ops.norm_again(&mut stream.h, unit, norm, all);
         ops.adapter_backward(gradients, &stream.h, &saved.qkv_mid, d_qkv, d_mid, &block.qkv, all);
         // Nothing below the first block is trained, so its input needs no gradient.
-        if index > 0 {
+        if index > 0 && !post {
             ops.norm_backward(d_x, d_h, &saved.unit1, &saved.rstd1, &block.norm1, all);
         }
     }
+}
+
+/// Adds to `buffer`, or overwrites it.
+fn into<B: Backend>(buffer: &mut B::Wide, add: bool) -> Output<'_, B> {
+    if add { Output::Add(buffer) } else { Output::Wide(buffer) }
 }

@@ -1,8 +1,9 @@
-//! One decoder block: its weights and the buffers of a pass through it.
+//! One block: its weights and the buffers of a pass through it.
 
 use kernels::{Backend, Linear, Norm};
 
-/// A decoder block: `x += out(attention(norm1(x)))`, `x += down(gated(norm2(x)))`.
+/// A block: `x += out(attention(norm1(x)))`, `x += down(f(up(norm2(x))))`; where norms follow the sums,
+/// `x = norm1(x + out(attention(x)))`, `x = norm2(x + down(f(up(x))))`.
 pub(crate) struct Block<B: Backend> {
     pub(crate) norm1: Norm<B>,
     /// Queries, keys, values: `((H + 2 G) D, C)`.
@@ -10,19 +11,19 @@ pub(crate) struct Block<B: Backend> {
     /// `(C, H D)`.
     pub(crate) out: Linear<B>,
     pub(crate) norm2: Norm<B>,
-    /// Gates, then ups: `(2 F, C)`.
-    pub(crate) gate_up: Linear<B>,
+    /// Gates, then ups: `(2 F, C)`; without gates `(F, C)`.
+    pub(crate) up: Linear<B>,
     /// `(C, F)`.
     pub(crate) down: Linear<B>,
 }
 
 impl<B: Backend> Block<B> {
     pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear<B>> {
-        [&self.qkv, &self.out, &self.gate_up, &self.down].into_iter()
+        [&self.qkv, &self.out, &self.up, &self.down].into_iter()
     }
 
     pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear<B>> {
-        [&mut self.qkv, &mut self.out, &mut self.gate_up, &mut self.down].into_iter()
+        [&mut self.qkv, &mut self.out, &mut self.up, &mut self.down].into_iter()
     }
 }
 
@@ -38,8 +39,8 @@ pub(crate) struct Saved<B: Backend> {
     pub(crate) out_mid: B::Narrow,
     pub(crate) unit2: B::Narrow,
     pub(crate) rstd2: B::Wide,
-    pub(crate) gate_up: B::Narrow,
-    pub(crate) gate_up_mid: B::Narrow,
+    pub(crate) up: B::Narrow,
+    pub(crate) up_mid: B::Narrow,
     pub(crate) down_mid: B::Narrow,
 }
 
@@ -54,10 +55,10 @@ impl<B: Backend> Saved<B> {
             attention: narrow(block.out.inputs),
             lse: backend.wide(rows * heads),
             out_mid: narrow(block.out.mid_width()),
-            unit2: narrow(block.gate_up.inputs),
+            unit2: narrow(block.up.inputs),
             rstd2: backend.wide(rows),
-            gate_up: narrow(block.gate_up.outputs),
-            gate_up_mid: narrow(block.gate_up.mid_width()),
+            up: narrow(block.up.outputs),
+            up_mid: narrow(block.up.mid_width()),
             down_mid: narrow(block.down.mid_width()),
         }
     }

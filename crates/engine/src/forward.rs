@@ -1,15 +1,15 @@
 //! The forward pass over a token tree.
 
-use kernels::{Backend, Direction, Gate, Output};
+use kernels::{Backend, Direction, Norm, Output};
 
-use crate::block::{Block, Saved};
-use crate::model::Model;
+use crate::block::Saved;
+use crate::model::{FeedForward, Model};
 
 /// Buffers that live through a pass, whatever the block.
 pub(crate) struct Stream<B: Backend> {
     /// The residual stream `(T, C)`.
     pub(crate) x: B::Wide,
-    /// A norm's output `(T, C)`.
+    /// A norm's output `(T, C)`; where norms follow the sums, the rounded stream.
     pub(crate) h: B::Narrow,
     /// `(T, F)`.
     pub(crate) act: B::Narrow,
@@ -17,7 +17,7 @@ pub(crate) struct Stream<B: Backend> {
     pub(crate) chosen_attention: B::Narrow,
     /// The residual stream of the chosen rows `(L, C)`, after the last block's attention.
     chosen_x: B::Wide,
-    /// The final norm, on the chosen rows.
+    /// Of the norm outside the blocks: the embeddings' on all rows, or the final one on the chosen rows.
     pub(crate) unit: B::Narrow,
     pub(crate) rstd: B::Wide,
 }
@@ -47,26 +47,36 @@ impl<B: Backend> Stream<B> {
 }
 
 impl<B: Backend> Model<B> {
-    /// `x = embedding[tokens]`.
+    /// The stream before the first block.
     pub(crate) fn embed(&self, stream: &mut Stream<B>, pass: &B::Pass) {
         self.backend.embed(&mut stream.x, &self.embedding, pass);
+        if let Some(table) = &self.position_table {
+            self.backend.add_positions(&mut stream.x, table, pass);
+        }
+        if self.post_norm() {
+            let (x, h) = (&mut stream.x, &mut stream.h);
+            self.norm_stream(x, h, &mut stream.unit, &mut stream.rstd, &self.norm, self.backend.rows(pass));
+        }
     }
 
-    /// Runs one block. In the last, everything after the attention is computed on the chosen rows only.
+    /// Runs one block. In the last of a decoder, everything after the attention is computed on the chosen rows only.
     pub(crate) fn run_block(
         &self,
-        block: &Block<B>,
+        index: usize,
         saved: &mut Saved<B>,
         stream: &mut Stream<B>,
         kv: Kv<'_, B>,
         pass: &B::Pass,
-        last: bool,
     ) {
-        let (ops, shape) = (&self.backend, &self.attention_shape());
+        let (ops, block, shape) = (&self.backend, &self.blocks[index], &self.attention_shape(index));
         let rows = ops.rows(pass);
-        ops.norm(&mut stream.h, &mut saved.unit1, &mut saved.rstd1, &stream.x, &block.norm1, rows);
+        if !self.post_norm() {
+            ops.norm(&mut stream.h, &mut saved.unit1, &mut saved.rstd1, &stream.x, &block.norm1, rows);
+        }
         ops.linear(Output::Narrow(&mut saved.qkv), &mut saved.qkv_mid, &stream.h, &block.qkv, rows);
-        ops.rotary(&mut saved.qkv, &self.rotary, pass, shape, Direction::Forward);
+        if let Some(table) = &self.rotary {
+            ops.rotary(&mut saved.qkv, table, pass, shape, Direction::Forward);
+        }
         let (kv, columns) = match kv {
             Kv::Own => (&saved.qkv, shape.columns_in_qkv()),
             Kv::Cache(cache) => {
@@ -76,7 +86,7 @@ impl<B: Backend> Model<B> {
         };
         ops.attention(&mut saved.attention, &mut saved.lse, &saved.qkv, kv, columns, pass, shape);
 
-        let (attention, x, rows) = if last {
+        let (attention, x, rows) = if self.narrows(index) {
             ops.gather_narrow(&mut stream.chosen_attention, &saved.attention, pass, block.out.inputs);
             ops.gather(&mut stream.chosen_x, &stream.x, pass, block.out.outputs);
             (&stream.chosen_attention, &mut stream.chosen_x, ops.chosen(pass))
@@ -84,17 +94,54 @@ impl<B: Backend> Model<B> {
             (&saved.attention, &mut stream.x, rows)
         };
         ops.linear(Output::Add(x), &mut saved.out_mid, attention, &block.out, rows);
-        ops.norm(&mut stream.h, &mut saved.unit2, &mut saved.rstd2, x, &block.norm2, rows);
-        let (gate_up, mid) = (&mut saved.gate_up, &mut saved.gate_up_mid);
-        ops.linear(Output::Narrow(gate_up), mid, &stream.h, &block.gate_up, rows);
-        ops.gated(&mut stream.act, gate_up, Gate::Silu, rows, block.down.inputs);
-        ops.linear(Output::Add(x), &mut saved.down_mid, &stream.act, &block.down, rows);
+        if self.post_norm() {
+            self.norm_stream(x, &mut stream.h, &mut saved.unit1, &mut saved.rstd1, &block.norm1, rows);
+        } else {
+            ops.norm(&mut stream.h, &mut saved.unit2, &mut saved.rstd2, x, &block.norm2, rows);
+        }
+        ops.linear(Output::Narrow(&mut saved.up), &mut saved.up_mid, &stream.h, &block.up, rows);
+        let (act, width) = (&mut stream.act, block.down.inputs);
+        match self.feed_forward() {
+            FeedForward::Gated(gate) => ops.gated(act, &saved.up, gate, rows, width),
+            FeedForward::Plain(activation) => ops.activation(act, &saved.up, activation, rows, width),
+        }
+        ops.linear(Output::Add(x), &mut saved.down_mid, act, &block.down, rows);
+        if self.post_norm() {
+            self.norm_stream(x, &mut stream.h, &mut saved.unit2, &mut saved.rstd2, &block.norm2, rows);
+        }
     }
 
-    /// The final norm of the chosen rows; its output is in `stream.h`.
+    /// What is read after the last block, in `stream.h`: of a decoder the final norm of the chosen rows, of an encoder
+    /// every row as it is.
     pub(crate) fn finish(&self, stream: &mut Stream<B>, pass: &B::Pass) {
-        let rows = self.backend.chosen(pass);
-        let Stream { h, unit, rstd, chosen_x, .. } = stream;
-        self.backend.norm(h, unit, rstd, chosen_x, &self.norm, rows);
+        if !self.post_norm() {
+            let rows = self.backend.chosen(pass);
+            let Stream { h, unit, rstd, chosen_x, .. } = stream;
+            self.backend.norm(h, unit, rstd, chosen_x, &self.norm, rows);
+        }
+    }
+
+    /// Whether norms follow the sums.
+    pub(crate) fn post_norm(&self) -> bool {
+        self.config.family.traits().post_norm
+    }
+
+    /// Whether this block goes on with the chosen rows alone after its attention.
+    pub(crate) fn narrows(&self, index: usize) -> bool {
+        index + 1 == self.blocks.len() && !self.is_encoder()
+    }
+
+    /// `x = norm(x)`, and the same rounded in `h`.
+    fn norm_stream(
+        &self,
+        x: &mut B::Wide,
+        h: &mut B::Narrow,
+        unit: &mut B::Narrow,
+        rstd: &mut B::Wide,
+        norm: &Norm<B>,
+        rows: usize,
+    ) {
+        self.backend.norm(h, unit, rstd, x, norm, rows);
+        self.backend.widen(x, h, rows * norm.width);
     }
 }

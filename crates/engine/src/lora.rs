@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use formats::ModelConfig;
+use formats::{ModelConfig, Part};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -35,14 +35,6 @@ impl Projection {
     pub const ALL: [Self; 7] =
         [Self::QProj, Self::KProj, Self::VProj, Self::OProj, Self::GateProj, Self::UpProj, Self::DownProj];
 
-    /// Those that read the same input run as one product.
-    const FUSED: [&[Self]; 4] = [
-        &[Self::QProj, Self::KProj, Self::VProj],
-        &[Self::OProj],
-        &[Self::GateProj, Self::UpProj],
-        &[Self::DownProj],
-    ];
-
     /// `q_proj` and so on.
     pub fn name(self) -> &'static str {
         match self {
@@ -56,23 +48,28 @@ impl Projection {
         }
     }
 
-    /// The name within a block: `self_attn.q_proj`.
-    pub fn path(self) -> String {
-        let module = if self <= Self::OProj { "self_attn" } else { "mlp" };
-        format!("{module}.{}", self.name())
+    /// The tensor that holds it in models of this family: its own, or one fused with others; `None` where there is
+    /// no such projection.
+    pub fn part(self, config: &ModelConfig) -> Option<Part> {
+        let candidates = match self {
+            Self::QProj => [Part::Query, Part::QueryKeyValue],
+            Self::KProj => [Part::Key, Part::QueryKeyValue],
+            Self::VProj => [Part::Value, Part::QueryKeyValue],
+            Self::OProj => [Part::Output; 2],
+            Self::GateProj => [Part::Gate, Part::GateUp],
+            Self::UpProj => [Part::Up, Part::GateUp],
+            Self::DownProj => [Part::Down; 2],
+        };
+        candidates.into_iter().find(|&part| config.has(part))
     }
 
-    /// `(outputs, inputs)` of the projection.
-    pub fn shape(self, config: &ModelConfig) -> (usize, usize) {
-        let (width, feed_forward) = (config.hidden_size, config.intermediate_size);
-        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        match self {
-            Self::QProj => (q, width),
-            Self::KProj | Self::VProj => (kv, width),
-            Self::OProj => (width, q),
-            Self::GateProj | Self::UpProj => (feed_forward, width),
-            Self::DownProj => (width, feed_forward),
-        }
+    /// What PEFT's `target_modules` calls it in models of this family: the last part of its name, and more where
+    /// that says nothing (`output.dense`).
+    pub fn module(self, config: &ModelConfig) -> Option<String> {
+        let name = config.name_of(self.part(config)?, 0);
+        let within = name.split_once(".0.").map_or(name.as_str(), |(_, within)| within);
+        let last = within.rsplit('.').next().unwrap_or(within);
+        Some(if last == "dense" { within } else { last }.to_owned())
     }
 }
 
@@ -85,7 +82,7 @@ pub struct Lora {
     pub alpha: f32,
     /// Scale by `alpha / sqrt(R)` instead (Kalajdzievski, 2023).
     pub rslora: bool,
-    /// Which projections, in the order of [`Projection::ALL`].
+    /// Which projections; of a tensor that fuses several, one of them is enough.
     pub projections: Vec<Projection>,
 }
 
@@ -105,14 +102,17 @@ impl Lora {
             at - len
         };
         let mut entries = Vec::new();
+        let mut parts: Vec<Part> = self.projections.iter().filter_map(|p| p.part(config)).collect();
+        parts.sort_unstable();
+        parts.dedup();
         for layer in 0..config.layers {
-            for fused in Projection::FUSED {
-                let here = fused.iter().filter(|p| self.projections.contains(p));
+            for fused in parts.chunk_by(|a, b| a.product() == b.product()) {
                 let begin = entries.len();
-                for &projection in here {
-                    let (outputs, inputs) = projection.shape(config);
-                    let (rank, a) = (self.rank, take(self.rank * inputs));
-                    entries.push(LoraEntry { layer, projection, rank, inputs, outputs, a, b: 0 });
+                for &part in fused {
+                    let shape = part.shape(config);
+                    let (rank, outputs, inputs) = (self.rank, shape[0], shape[1]);
+                    let a = take(rank * inputs);
+                    entries.push(LoraEntry { layer, part, rank, inputs, outputs, a, b: 0 });
                 }
                 for entry in &mut entries[begin..] {
                     entry.b = take(entry.outputs * entry.rank);
@@ -128,8 +128,8 @@ impl Lora {
 pub struct LoraEntry {
     /// Block.
     pub layer: usize,
-    /// Projection in the block.
-    pub projection: Projection,
+    /// Tensor of the block.
+    pub part: Part,
     /// `R`.
     pub rank: usize,
     /// `I`.
@@ -153,9 +153,8 @@ impl LoraEntry {
         self.b..self.b + self.outputs * self.rank
     }
 
-    fn name(&self, matrix: char) -> String {
-        let path = self.projection.path();
-        format!("base_model.model.model.layers.{}.{path}.lora_{matrix}.weight", self.layer)
+    fn name(&self, config: &ModelConfig, matrix: char) -> String {
+        format!("base_model.model.{}.lora_{matrix}.weight", config.name_of(self.part, self.layer))
     }
 }
 
@@ -186,8 +185,8 @@ impl Adapter {
         let mut tensors = BTreeMap::new();
         for entry in self.lora.entries(config) {
             let (a, b) = (&self.values[entry.a_range()], &self.values[entry.b_range()]);
-            tensors.insert(entry.name('A'), (vec![entry.rank, entry.inputs], a.to_vec()));
-            tensors.insert(entry.name('B'), (vec![entry.outputs, entry.rank], b.to_vec()));
+            tensors.insert(entry.name(config, 'A'), (vec![entry.rank, entry.inputs], a.to_vec()));
+            tensors.insert(entry.name(config, 'B'), (vec![entry.outputs, entry.rank], b.to_vec()));
         }
         tensors
     }
@@ -205,8 +204,8 @@ impl Adapter {
         let mut values = vec![0.0; entries.last().map_or(0, |last| last.b_range().end)];
         let mut expected = 0;
         for entry in &entries {
-            let a = (entry.name('A'), [entry.rank, entry.inputs], entry.a_range());
-            let b = (entry.name('B'), [entry.outputs, entry.rank], entry.b_range());
+            let a = (entry.name(config, 'A'), [entry.rank, entry.inputs], entry.a_range());
+            let b = (entry.name(config, 'B'), [entry.outputs, entry.rank], entry.b_range());
             for (name, shape, range) in [a, b] {
                 let problem = |problem: String| Error::Adapter { tensor: name.clone(), problem };
                 let (found, data) = tensors.get(&name).ok_or_else(|| problem("is missing".into()))?;
@@ -218,7 +217,8 @@ impl Adapter {
             }
         }
         if tensors.len() > expected {
-            let known: Vec<String> = entries.iter().flat_map(|e| [e.name('A'), e.name('B')]).collect();
+            let known: Vec<String> =
+                entries.iter().flat_map(|e| [e.name(config, 'A'), e.name(config, 'B')]).collect();
             let stranger = tensors.keys().find(|name| !known.contains(name)).cloned().unwrap_or_default();
             return Err(Error::Adapter { tensor: stranger, problem: "has no place in this model".into() });
         }

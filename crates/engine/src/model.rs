@@ -1,11 +1,11 @@
 //! A model on a device: frozen weights, and the places where LoRA attaches.
 
-use formats::{BaseModel, DType, ModelConfig};
-use kernels::{AttentionShape, Backend, BlockFormat, Linear, Mask, Norm, Slot};
+use formats::{BaseModel, DType, ModelConfig, Part};
+use kernels::{Activation, AttentionShape, Backend, BlockFormat, Gate, Linear, Mask, Norm, Slot};
 
 use crate::Result;
 use crate::block::Block;
-use crate::lora::{Adapter, LoraEntry, Projection};
+use crate::lora::{Adapter, LoraEntry};
 
 /// Positions for which rotary angles are kept; longer inputs are refused.
 const MAX_POSITIONS: usize = 8192;
@@ -19,17 +19,20 @@ pub enum Storage {
     AsStored,
 }
 
-/// A decoder on a device.
+/// A decoder or an encoder on a device.
 pub struct Model<B: Backend> {
     pub(crate) backend: B,
     pub(crate) config: ModelConfig,
     pub(crate) embedding: B::Matrix,
+    /// A row for each position, added to the tokens'; `None` where positions are rotary.
+    pub(crate) position_table: Option<B::Matrix>,
     /// `None` when the embedding serves as the head (tied).
     head: Option<B::Matrix>,
     pub(crate) blocks: Vec<Block<B>>,
+    /// The norm outside the blocks: after the last one, or, where norms follow the sums, that of the embeddings.
     pub(crate) norm: Norm<B>,
-    /// `(positions, D)`: cosines, then sines.
-    pub(crate) rotary: B::Wide,
+    /// `(positions, D)`: cosines, then sines; `None` where positions are a learned table.
+    pub(crate) rotary: Option<B::Wide>,
     positions: usize,
 }
 
@@ -40,37 +43,35 @@ impl<B: Backend> Model<B> {
     /// When a tensor is missing or has another shape than the config says.
     pub fn load(backend: B, base: &BaseModel, storage: Storage) -> Result<Self> {
         let config = base.config.clone();
-        let matrix = |names: &[String]| read_matrix(&backend, base, storage, names);
-        let norm = |name: String| -> Result<Norm<B>> {
-            let values = base.tensor(&name)?.to_f32();
-            let mut weight = backend.wide(values.len());
-            backend.upload(&mut weight, 0, &values);
-            Ok(Norm { weight, bias: None, eps: config.norm_eps, center: false, width: values.len() })
-        };
-        let linear = |layer: usize, parts: &[Projection]| -> Result<Linear<B>> {
-            let names: Vec<String> =
-                parts.iter().map(|part| format!("model.layers.{layer}.{}.weight", part.path())).collect();
-            let (matrix, outputs, inputs) = matrix(&names)?;
-            Ok(Linear { matrix, bias: None, inputs, outputs, slots: Vec::new(), adapter: None })
-        };
+        let traits = config.family.traits();
+        let reader = Reader { backend: &backend, base, storage };
         let mut blocks = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
-            use Projection::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
+            let of_family = |parts: &[Part]| parts.iter().copied().filter(|&part| config.has(part)).collect();
+            let linear = |parts: &[Part]| reader.linear(layer, of_family(parts));
             blocks.push(Block {
-                norm1: norm(format!("model.layers.{layer}.input_layernorm.weight"))?,
-                qkv: linear(layer, &[QProj, KProj, VProj])?,
-                out: linear(layer, &[OProj])?,
-                norm2: norm(format!("model.layers.{layer}.post_attention_layernorm.weight"))?,
-                gate_up: linear(layer, &[GateProj, UpProj])?,
-                down: linear(layer, &[DownProj])?,
+                norm1: reader.norm(Part::Norm1, layer)?,
+                qkv: linear(&[Part::Query, Part::Key, Part::Value, Part::QueryKeyValue])?,
+                out: linear(&[Part::Output])?,
+                norm2: reader.norm(Part::Norm2, layer)?,
+                up: linear(&[Part::Gate, Part::Up, Part::GateUp])?,
+                down: linear(&[Part::Down])?,
             });
         }
-        let (embedding, ..) = matrix(&["model.embed_tokens.weight".into()])?;
-        let head = if config.tied_embeddings { None } else { Some(matrix(&["lm_head.weight".into()])?.0) };
-        let norm = norm("model.norm.weight".into())?;
-        let positions = config.max_positions.min(MAX_POSITIONS);
-        let rotary = rotary_table(&backend, &config, positions);
-        Ok(Self { backend, config, embedding, head, blocks, norm, rotary, positions })
+        let embedding = reader.matrix(&[reader.weight(Part::Embedding, 0)])?.0;
+        let head = if config.tied_embeddings || traits.bidirectional {
+            None
+        } else {
+            Some(reader.matrix(&[reader.weight(Part::Head, 0)])?.0)
+        };
+        let norm = reader.norm(if traits.post_norm { Part::EmbeddingNorm } else { Part::FinalNorm }, 0)?;
+        let most = config.rope.as_ref().and_then(formats::Rope::most_positions).unwrap_or(MAX_POSITIONS);
+        let positions = config.max_positions.min(most).min(MAX_POSITIONS);
+        let position_table =
+            if config.has(Part::Positions) { Some(reader.positions(positions)?) } else { None };
+        let rotary =
+            config.rope.as_ref().map(|rope| rotary_table(&backend, rope, config.head_dim, positions));
+        Ok(Self { backend, config, embedding, position_table, head, blocks, norm, rotary, positions })
     }
 
     /// The model's sizes.
@@ -91,7 +92,7 @@ impl<B: Backend> Model<B> {
     /// Bytes of frozen weights on the device.
     pub fn weight_bytes(&self) -> usize {
         let linears = self.blocks.iter().flat_map(Block::linears).map(|linear| &linear.matrix);
-        let all = linears.chain([&self.embedding]).chain(&self.head);
+        let all = linears.chain([&self.embedding]).chain(&self.head).chain(&self.position_table);
         all.map(|matrix| self.backend.matrix_bytes(matrix)).sum()
     }
 
@@ -120,10 +121,40 @@ impl<B: Backend> Model<B> {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
-    pub(crate) fn attention_shape(&self) -> AttentionShape {
-        let ModelConfig { heads, kv_heads, head_dim, .. } = self.config;
-        AttentionShape { heads, kv_heads, head_dim, scale: (head_dim as f32).powf(-0.5), mask: Mask::Causal }
+    /// Whether every token sees the whole text, so that a text is read by the mean of its outputs.
+    pub fn is_encoder(&self) -> bool {
+        self.config.family.traits().bidirectional
     }
+
+    /// The heads of a layer's attention, and what they see.
+    pub(crate) fn attention_shape(&self, layer: usize) -> AttentionShape {
+        let ModelConfig { family, heads, kv_heads, head_dim, .. } = self.config;
+        let traits = family.traits();
+        AttentionShape {
+            heads,
+            kv_heads,
+            head_dim,
+            scale: if traits.scaled_attention { (head_dim as f32).powf(-0.5) } else { 1.0 },
+            mask: if traits.bidirectional { Mask::Full } else { Mask::Causal },
+            window: self.config.window(layer),
+        }
+    }
+
+    /// What the feed-forward part does between its two products.
+    pub(crate) fn feed_forward(&self) -> FeedForward {
+        match (self.config.family.traits().gated, self.config.activation) {
+            (true, _) => FeedForward::Gated(Gate::Silu),
+            (false, formats::Activation::GeluTanh) => FeedForward::Plain(Activation::GeluTanh),
+            (false, _) => FeedForward::Plain(Activation::Gelu),
+        }
+    }
+}
+
+/// What stands between the products of the feed-forward part.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum FeedForward {
+    Gated(Gate),
+    Plain(Activation),
 }
 
 impl<B: Backend> Block<B> {
@@ -131,14 +162,18 @@ impl<B: Backend> Block<B> {
         self.linears_mut().for_each(|linear| linear.slots.clear());
         for entry in entries {
             let (q, kv) = (self.out.inputs, (self.qkv.outputs - self.out.inputs) / 2);
-            let (linear, start) = match entry.projection {
-                Projection::QProj => (&mut self.qkv, 0),
-                Projection::KProj => (&mut self.qkv, q),
-                Projection::VProj => (&mut self.qkv, q + kv),
-                Projection::OProj => (&mut self.out, 0),
-                Projection::GateProj => (&mut self.gate_up, 0),
-                Projection::UpProj => (&mut self.gate_up, self.down.inputs),
-                Projection::DownProj => (&mut self.down, 0),
+            let (linear, start) = match entry.part {
+                Part::Key => (&mut self.qkv, q),
+                Part::Value => (&mut self.qkv, q + kv),
+                Part::Output => (&mut self.out, 0),
+                // Behind the gates, where there are any.
+                Part::Up => {
+                    let gates = self.up.outputs - self.down.inputs;
+                    (&mut self.up, gates)
+                }
+                Part::Gate | Part::GateUp => (&mut self.up, 0),
+                Part::Down => (&mut self.down, 0),
+                _ => (&mut self.qkv, 0),
             };
             let rows = start..start + entry.outputs;
             linear.slots.push(Slot { rows, rank: entry.rank, scale, a: entry.a, b: entry.b });
@@ -146,28 +181,78 @@ impl<B: Backend> Block<B> {
     }
 }
 
-/// Stacks tensors of one width into one matrix; returns it with its outputs and inputs.
-fn read_matrix<B: Backend>(
-    backend: &B,
-    base: &BaseModel,
+/// Brings a base model's tensors to the device.
+struct Reader<'a, B> {
+    backend: &'a B,
+    base: &'a BaseModel,
     storage: Storage,
-    names: &[String],
-) -> Result<(B::Matrix, usize, usize)> {
-    let tensors = names.iter().map(|name| base.tensor(name)).collect::<formats::Result<Vec<_>>>()?;
-    let (rows, cols) = (tensors.iter().map(formats::Tensor::rows).sum(), tensors[0].row_len());
-    if let (Storage::AsStored, Some(format)) = (storage, block_format(&tensors, cols)) {
-        let raw: Vec<u8> = tensors.iter().flat_map(|tensor| tensor.bytes.iter().copied()).collect();
-        return Ok((backend.matrix_from_blocks(format, rows, cols, &raw), rows, cols));
+}
+
+impl<B: Backend> Reader<'_, B> {
+    fn weight(&self, part: Part, layer: usize) -> String {
+        format!("{}.weight", self.base.config.name_of(part, layer))
     }
-    let matrix = backend.matrix(rows, cols, &mut |mut row, out| {
-        for tensor in &tensors {
-            if row < tensor.rows() {
-                return tensor.dequantize_row(row, out);
-            }
-            row -= tensor.rows();
+
+    /// The values of a part's bias, if it has one.
+    fn bias(&self, part: Part, layer: usize) -> Result<Option<Vec<f32>>> {
+        let name = format!("{}.bias", self.base.config.name_of(part, layer));
+        Ok(if self.base.config.has_bias(part) { Some(self.base.tensor(&name)?.to_f32()) } else { None })
+    }
+
+    fn upload(&self, values: &[f32]) -> B::Wide {
+        let mut buffer = self.backend.wide(values.len());
+        self.backend.upload(&mut buffer, 0, values);
+        buffer
+    }
+
+    fn norm(&self, part: Part, layer: usize) -> Result<Norm<B>> {
+        let config = &self.base.config;
+        let weight = self.upload(&self.base.tensor(&self.weight(part, layer))?.to_f32());
+        let bias = self.bias(part, layer)?.map(|values| self.upload(&values));
+        let center = config.family.traits().layer_norm;
+        Ok(Norm { weight, bias, eps: config.norm_eps, center, width: config.hidden_size })
+    }
+
+    fn linear(&self, layer: usize, parts: Vec<Part>) -> Result<Linear<B>> {
+        let names: Vec<String> = parts.iter().map(|&part| self.weight(part, layer)).collect();
+        let (matrix, outputs, inputs) = self.matrix(&names)?;
+        let biases = parts.iter().map(|&part| self.bias(part, layer)).collect::<Result<Option<Vec<_>>>>()?;
+        let bias = biases.map(|biases| self.upload(&biases.concat()));
+        Ok(Linear { matrix, bias, inputs, outputs, slots: Vec::new(), adapter: None })
+    }
+
+    /// The table of positions; a text is of the first kind, whose row is added to all.
+    fn positions(&self, positions: usize) -> Result<B::Matrix> {
+        let table = self.base.tensor(&self.weight(Part::Positions, 0))?;
+        let kinds = self.base.config.token_types;
+        let kind = match kinds {
+            0 => vec![0.0; table.row_len()],
+            _ => self.base.tensor(&self.weight(Part::TokenTypes, 0))?.to_f32()[..table.row_len()].to_vec(),
+        };
+        Ok(self.backend.matrix(positions, table.row_len(), &mut |row, out| {
+            table.dequantize_row(row, out);
+            out.iter_mut().zip(&kind).for_each(|(value, kind)| *value += kind);
+        }))
+    }
+
+    /// Stacks tensors of one width into one matrix; returns it with its outputs and inputs.
+    fn matrix(&self, names: &[String]) -> Result<(B::Matrix, usize, usize)> {
+        let tensors = names.iter().map(|name| self.base.tensor(name)).collect::<formats::Result<Vec<_>>>()?;
+        let (rows, cols) = (tensors.iter().map(formats::Tensor::rows).sum(), tensors[0].row_len());
+        if let (Storage::AsStored, Some(format)) = (self.storage, block_format(&tensors, cols)) {
+            let raw: Vec<u8> = tensors.iter().flat_map(|tensor| tensor.bytes.iter().copied()).collect();
+            return Ok((self.backend.matrix_from_blocks(format, rows, cols, &raw), rows, cols));
         }
-    });
-    Ok((matrix, rows, cols))
+        let matrix = self.backend.matrix(rows, cols, &mut |mut row, out| {
+            for tensor in &tensors {
+                if row < tensor.rows() {
+                    return tensor.dequantize_row(row, out);
+                }
+                row -= tensor.rows();
+            }
+        });
+        Ok((matrix, rows, cols))
+    }
 }
 
 /// The block format that all the tensors share, if they do.
@@ -182,12 +267,11 @@ fn block_format(tensors: &[formats::Tensor<'_>], cols: usize) -> Option<BlockFor
     (alike && cols.is_multiple_of(32)).then_some(format)
 }
 
-fn rotary_table<B: Backend>(backend: &B, config: &ModelConfig, positions: usize) -> B::Wide {
-    let frequencies = config.rope.as_ref().map_or_else(Vec::new, |rope| rope.inv_freq(config.head_dim));
+fn rotary_table<B: Backend>(backend: &B, rope: &formats::Rope, head_dim: usize, positions: usize) -> B::Wide {
+    let (frequencies, factor) = (rope.inv_freq(head_dim), rope.attention_factor());
     let angles = |p: usize| frequencies.iter().map(move |f| p as f32 * f);
-    let values: Vec<f32> = (0..positions)
-        .flat_map(|p| angles(p).map(f32::cos).chain(angles(p).map(f32::sin)).collect::<Vec<_>>())
-        .collect();
+    let row = |p: usize| angles(p).map(f32::cos).chain(angles(p).map(f32::sin)).collect::<Vec<_>>();
+    let values: Vec<f32> = (0..positions).flat_map(row).map(|value| value * factor).collect();
     let mut table = backend.wide(values.len());
     backend.upload(&mut table, 0, &values);
     table

@@ -183,7 +183,7 @@ impl<B: Backend> Scorer<B> {
             return;
         }
         let rows = rows.next_power_of_two();
-        let width = 2 * model.attention_shape().kv_width();
+        let width = 2 * model.attention_shape(0).kv_width();
         let old = std::mem::take(&mut self.caches);
         self.caches = (0..model.blocks.len()).map(|_| model.backend.narrow(rows * width)).collect();
         for (new, old) in self.caches.iter_mut().zip(&old) {
@@ -217,11 +217,10 @@ impl<B: Backend> Scorer<B> {
         };
         let Scratch { stream, saved, found, .. } = self.scratch.insert(scratch);
         let pass = ops.pass(&PassSpec { chosen, wanted, ..tree.spec() }, self.pass.take());
-        let last = model.blocks.len() - 1;
         ops.record(&mut self.recording, &pass, || {
             model.embed(stream, &pass);
-            for (index, (block, cache)) in model.blocks.iter().zip(&mut self.caches).enumerate() {
-                model.run_block(block, saved, stream, Kv::Cache(cache), &pass, index == last);
+            for (index, cache) in self.caches.iter_mut().enumerate() {
+                model.run_block(index, saved, stream, Kv::Cache(cache), &pass);
             }
             model.finish(stream, &pass);
             ops.log_probs(found, &stream.h, model.head(), &pass);

@@ -43,6 +43,15 @@ pub enum Part {
 }
 
 impl Part {
+    /// The first of the parts that read the same input, and run with it as one product.
+    pub fn product(self) -> Self {
+        match self {
+            Self::Query | Self::Key | Self::Value | Self::QueryKeyValue => Self::Query,
+            Self::Gate | Self::Up | Self::GateUp => Self::Gate,
+            other => other,
+        }
+    }
+
     /// The shape of its weight; a bias has the first of it.
     pub fn shape(self, config: &ModelConfig) -> Vec<usize> {
         let (width, feed_forward) = (config.hidden_size, config.intermediate_size);
@@ -102,6 +111,11 @@ impl ModelConfig {
     /// Whether the family has this part, as a tensor of its own.
     pub fn has(&self, part: Part) -> bool {
         self.row(part).is_some()
+    }
+
+    /// Whether this part has a bias beside its weight.
+    pub fn has_bias(&self, part: Part) -> bool {
+        self.row(part).is_some_and(|row| row.bias)
     }
 
     /// The Hugging Face name of a part without `.weight` or `.bias`; empty when the family has no such part.

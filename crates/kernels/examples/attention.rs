@@ -75,7 +75,14 @@ fn time<E: Element>(name: &str, tree: &TreeLayout, shape: &AttentionShape, layer
 }
 
 fn main() {
-    let smol = AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, mask: Mask::Causal };
+    let smol = AttentionShape {
+        heads: 9,
+        kv_heads: 3,
+        head_dim: 64,
+        scale: 0.125,
+        mask: Mask::Causal,
+        window: None,
+    };
     let llama = AttentionShape { heads: 32, kv_heads: 8, ..smol };
     println!("{} with {} threads, best of {ROUNDS}", isa::current().name(), pool::threads());
     for (name, shape, layers) in [("SmolLM2 135M", smol, 30), ("Llama 3.2 1B", llama, 16)] {

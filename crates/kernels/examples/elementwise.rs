@@ -47,7 +47,14 @@ fn main() {
     total += time("norm again", norms, || norm::again(&mut h, &unit, params));
     total += time("norm backward", norms, || norm::backward(&mut d_x, &d_h, &unit, &rstd, params));
 
-    let shape = AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, mask: Mask::Causal };
+    let shape = AttentionShape {
+        heads: 9,
+        kv_heads: 3,
+        head_dim: 64,
+        scale: 0.125,
+        mask: Mask::Causal,
+        window: None,
+    };
     let (mut qkv, table) = (narrow(ROWS * shape.qkv_width()), noise(64 * 64));
     let positions: Vec<u32> = (0..ROWS as u32).map(|i| i % 49).collect();
     total += time("rotary twice", LAYERS, || {

@@ -1,6 +1,8 @@
 //! The list of ops that a device offers to the engine.
 
-use crate::{AdamW, AttentionShape, BlockFormat, Direction, Gate, KvColumns, Linear, Norm, TreeLayout};
+use crate::{
+    Activation, AdamW, AttentionShape, BlockFormat, Direction, Gate, KvColumns, Linear, Norm, TreeLayout,
+};
 
 /// Where a product goes.
 pub enum Output<'a, B: Backend> {
@@ -81,6 +83,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn copy(&self, to: &mut Self::Narrow, from: &Self::Narrow, len: usize);
     /// Copies the first `len` values, rounded to the compute type.
     fn round(&self, to: &mut Self::Narrow, from: &Self::Wide, len: usize);
+    /// Copies the first `len` values of activations as f32.
+    fn widen(&self, to: &mut Self::Wide, from: &Self::Narrow, len: usize);
     /// Sets the first `len` values to zero.
     fn clear(&self, buffer: &mut Self::Wide, len: usize);
     /// Builds a frozen `(rows, cols)` matrix; `read(row, out)` fills one row.
@@ -93,6 +97,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
     /// `x[t] = table[tokens[t]]`. Shapes: `x` `(T, C)`, `table` `(V, C)`.
     fn embed(&self, x: &mut Self::Wide, table: &Self::Matrix, pass: &Self::Pass);
+
+    /// `x[t] += table[positions[t]]`. Shapes: `x` `(T, C)`, `table` `(positions, C)`.
+    fn add_positions(&self, x: &mut Self::Wide, table: &Self::Matrix, pass: &Self::Pass);
 
     /// `to[i] = from[chosen[i]]`, rows of `width` values.
     fn gather(&self, to: &mut Self::Wide, from: &Self::Wide, pass: &Self::Pass, width: usize);
@@ -214,6 +221,27 @@ pub trait Backend: Sized + Send + Sync + 'static {
         d_act: &Self::Narrow,
         gate_up: &Self::Narrow,
         gate: Gate,
+        rows: usize,
+        width: usize,
+    );
+
+    /// `act = f(up)`. Shapes: `act`, `up` `(T, F)`.
+    fn activation(
+        &self,
+        act: &mut Self::Narrow,
+        up: &Self::Narrow,
+        activation: Activation,
+        rows: usize,
+        width: usize,
+    );
+    /// Writes `d_up` and, once more, `act`.
+    fn activation_backward(
+        &self,
+        d_up: &mut Self::Narrow,
+        act: &mut Self::Narrow,
+        d_act: &Self::Narrow,
+        up: &Self::Narrow,
+        activation: Activation,
         rows: usize,
         width: usize,
     );

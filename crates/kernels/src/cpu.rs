@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use crate::linear::{Layer, PackedAdapter, PackedMatrix, Target};
 use crate::{
-    AdamW, AttentionShape, Backend, BlockFormat, Direction, Element, Gate, KvColumns, Linear, Norm, Output,
-    PassSpec, TreeLayout, adamw, attention, cross_entropy, element, embed, gated, isa, linear, norm, rotary,
+    Activation, AdamW, AttentionShape, Backend, BlockFormat, Direction, Element, Gate, KvColumns, Linear,
+    Norm, Output, PassSpec, TreeLayout, activation, adamw, attention, cross_entropy, element, embed, gated,
+    isa, linear, norm, rotary,
 };
 
 /// The processor, computing in `E`.
@@ -117,6 +118,9 @@ impl<E: Element> Backend for Cpu<E> {
     fn round(&self, to: &mut Vec<E>, from: &Vec<f32>, len: usize) {
         element::round(&mut to[..len], &from[..len]);
     }
+    fn widen(&self, to: &mut Vec<f32>, from: &Vec<E>, len: usize) {
+        element::widen(&mut to[..len], &from[..len]);
+    }
     fn clear(&self, buffer: &mut Vec<f32>, len: usize) {
         buffer[..len].fill(0.0);
     }
@@ -138,6 +142,10 @@ impl<E: Element> Backend for Cpu<E> {
 
     fn embed(&self, x: &mut Vec<f32>, table: &PackedMatrix<E>, pass: &Pass) {
         embed::forward(x, table, &pass.tokens);
+    }
+
+    fn add_positions(&self, x: &mut Vec<f32>, table: &PackedMatrix<E>, pass: &Pass) {
+        embed::add(x, table, &pass.positions);
     }
 
     fn gather(&self, to: &mut Vec<f32>, from: &Vec<f32>, pass: &Pass, width: usize) {
@@ -274,6 +282,24 @@ impl<E: Element> Backend for Cpu<E> {
         let len = rows * width;
         let (d_gate_up, gate_up) = (&mut d_gate_up[..2 * len], &gate_up[..2 * len]);
         gated::backward(d_gate_up, &mut act[..len], &d_act[..len], gate_up, gate, width);
+    }
+
+    fn activation(&self, act: &mut Vec<E>, up: &Vec<E>, activation: Activation, rows: usize, width: usize) {
+        activation::forward(&mut act[..rows * width], &up[..rows * width], activation, width);
+    }
+    fn activation_backward(
+        &self,
+        d_up: &mut Vec<E>,
+        act: &mut Vec<E>,
+        d_act: &Vec<E>,
+        up: &Vec<E>,
+        activation: Activation,
+        rows: usize,
+        width: usize,
+    ) {
+        let len = rows * width;
+        let (d_up, act) = (&mut d_up[..len], &mut act[..len]);
+        activation::backward(d_up, act, &d_act[..len], &up[..len], activation, width);
     }
 
     fn cross_entropy(

@@ -42,3 +42,13 @@ pub fn round<E: Element>(to: &mut [E], from: &[f32]) {
     assert_eq!(to.len(), from.len());
     pool::for_each_chunk(to, 1 << 16, |i, to| (E::kernels().narrow)(to, &from[i << 16..][..to.len()]));
 }
+
+/// Copies as f32.
+/// # Panics
+/// When the slices differ in length.
+pub fn widen<E: Element>(to: &mut [f32], from: &[E]) {
+    assert_eq!(to.len(), from.len());
+    pool::for_each_chunk(to, 1 << 16, |i, to| {
+        to.iter_mut().zip(&from[i << 16..]).for_each(|(to, from)| *to = from.to_f32());
+    });
+}

@@ -19,6 +19,22 @@ pub fn forward<E: Element>(x: &mut [f32], table: &PackedMatrix<E>, tokens: &[u32
     });
 }
 
+/// `x[t] += table[rows[t]]`.
+/// # Shapes
+/// `x`: `(T, C)`, `table`: `(V, C)`, `rows`: `(T)`.
+/// # Panics
+/// When a row is not below `V` or `x` is too short.
+pub fn add<E: Element>(x: &mut [f32], table: &PackedMatrix<E>, rows: &[u32]) {
+    let width = table.cols();
+    pool::for_each_rows(rows.len(), 16, pool::Rows::new(x, width), |range, x| {
+        let mut added = vec![0.0; width];
+        for (x, &row) in x.chunks_exact_mut(width).zip(&rows[range]) {
+            table.read_row(row as usize, &mut added);
+            x.iter_mut().zip(&added).for_each(|(x, added)| *x += added);
+        }
+    });
+}
+
 /// `to[i] = from[rows[i]]`, rows of `width` values.
 pub fn gather<V: Copy>(to: &mut [V], from: &[V], rows: &[u32], width: usize) {
     for (to, &row) in to.chunks_exact_mut(width).zip(rows) {

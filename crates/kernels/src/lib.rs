@@ -10,6 +10,7 @@
 #![allow(unsafe_code)]
 #![allow(clippy::inline_always)] // what is generic over `Lanes` must reach a function with its features
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
 mod backend;
@@ -27,6 +28,7 @@ pub mod rotary;
 mod scratch;
 pub mod tree;
 
+pub use activation::Activation;
 pub use adamw::AdamW;
 pub use attention::{AttentionShape, KvColumns, Mask};
 pub use backend::{Backend, Output, PassSpec};

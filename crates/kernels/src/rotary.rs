@@ -154,7 +154,7 @@ mod tests {
             head_dim in prop_oneof![Just(64usize), 1usize..80],
         ) {
             let shape =
-                AttentionShape { heads: 2 * group, kv_heads: 2, head_dim, scale: 1.0, mask: Mask::Causal };
+                AttentionShape { heads: 2 * group, kv_heads: 2, head_dim, scale: 1.0, mask: Mask::Causal, window: None };
             check::<f32>(&values, &positions, &shape)?;
             check::<bf16>(&values, &positions, &shape)?;
         }
@@ -162,7 +162,14 @@ mod tests {
 
     #[test]
     fn the_reference_rotates_by_the_positions_angle_and_back() {
-        let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, mask: Mask::Causal };
+        let shape = AttentionShape {
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 2,
+            scale: 1.0,
+            mask: Mask::Causal,
+            window: None,
+        };
         let start = vec![3.0f32, 4.0, 1.0, 0.0, 7.0, 8.0];
         let mut qkv = start.clone();
         reference::apply(&mut qkv, &table(64, 2), &[1], &shape, Direction::Forward);
@@ -181,7 +188,14 @@ mod tests {
     #[test]
     #[should_panic(expected = "range")]
     fn a_position_outside_of_the_table_is_refused() {
-        let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, mask: Mask::Causal };
+        let shape = AttentionShape {
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 2,
+            scale: 1.0,
+            mask: Mask::Causal,
+            window: None,
+        };
         apply(&mut [0.0f32; 6], &table(4, 2), &[4], &shape, Direction::Forward);
     }
 }

@@ -71,7 +71,9 @@ impl RunFolder {
     /// When they cannot be read or do not fit.
     pub fn adapter(&self, config: &ModelConfig) -> Result<engine::Adapter> {
         let peft = formats::Adapter::read(&self.path)?;
-        let named = |p: &Projection| peft.config.target_modules.iter().any(|name| name == p.name());
+        let named = |p: &Projection| {
+            p.module(config).is_some_and(|module| peft.config.target_modules.contains(&module))
+        };
         let lora = Lora {
             rank: peft.config.r,
             alpha: peft.config.lora_alpha as f32,
@@ -110,8 +112,9 @@ impl RunFolder {
         tokenizer: &Tokenizer,
     ) -> Result<Self> {
         let mut target_modules: Vec<String> =
-            adapter.lora.projections.iter().map(|p| p.name().to_owned()).collect();
+            adapter.lora.projections.iter().filter_map(|p| p.module(config)).collect();
         target_modules.sort_unstable();
+        target_modules.dedup();
         let config_json = AdapterConfig {
             base_model_name_or_path: Some(manifest.base.name.clone()),
             revision: None,

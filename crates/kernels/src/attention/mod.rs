@@ -37,6 +37,9 @@ pub struct AttentionShape {
     pub scale: f32,
     /// Within a segment.
     pub mask: Mask,
+    /// Tokens that a row looks back over, itself included; `None`: all that the mask allows. Only with
+    /// [`Mask::Causal`].
+    pub window: Option<usize>,
 }
 
 impl AttentionShape {
@@ -44,6 +47,17 @@ impl AttentionShape {
     pub fn q_width(&self) -> usize {
         self.heads * self.head_dim
     }
+    /// Whether some row of the tree stands further than the window from its first token. Where none does, a window
+    /// changes nothing; where one does, the plain version runs: queries are short beside the windows in use.
+    fn hides_some_of(&self, tree: &TreeLayout) -> bool {
+        let reach = |index: usize, len: u32| {
+            let before =
+                tree.ancestors(index).into_iter().map(|ancestor| tree.segments[ancestor].len as usize);
+            before.sum::<usize>() + len as usize
+        };
+        self.window.is_some_and(|window| tree.live().any(|(index, own)| reach(index, own.len) > window))
+    }
+
     /// `G D`.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
@@ -87,6 +101,9 @@ pub fn forward<E: Element>(
     tree: &TreeLayout,
     shape: &AttentionShape,
 ) {
+    if shape.hides_some_of(tree) {
+        return reference::forward(out, lse, qkv, kv, columns, tree, shape);
+    }
     forward::run(out, lse, qkv, kv, columns, tree, shape);
 }
 
@@ -102,6 +119,9 @@ pub fn backward<E: Element>(
     tree: &TreeLayout,
     shape: &AttentionShape,
 ) {
+    if shape.hides_some_of(tree) {
+        return reference::backward(d_qkv, d_out, out, lse, qkv, tree, shape);
+    }
     backward::run(d_qkv, d_out, out, lse, qkv, tree, shape);
 }
 

@@ -7,16 +7,17 @@ fn dot<E: Element>(a: &[E], b: &[E]) -> f32 {
 }
 
 /// The key/value rows that row `i` of segment `index` sees.
-fn visible(tree: &TreeLayout, index: usize, i: usize, mask: Mask) -> Vec<usize> {
+fn visible(tree: &TreeLayout, index: usize, i: usize, shape: &AttentionShape) -> Vec<usize> {
     let own = tree.segments[index];
     let mut rows = Vec::new();
     for ancestor in tree.ancestors(index) {
         let segment = tree.segments[ancestor];
         rows.extend(segment.kv_row as usize..(segment.kv_row + segment.len) as usize);
     }
-    let seen = if mask == Mask::Causal { i + 1 } else { own.len as usize };
+    let seen = if shape.mask == Mask::Causal { i + 1 } else { own.len as usize };
     rows.extend(own.kv_row as usize..own.kv_row as usize + seen);
-    rows
+    let behind = rows.len().saturating_sub(shape.window.unwrap_or(rows.len()));
+    rows.split_off(behind)
 }
 
 /// See [`super::forward`].
@@ -33,7 +34,7 @@ pub fn forward<E: Element>(
     for (index, segment) in tree.live() {
         for i in 0..segment.len as usize {
             let row = segment.q_row.map_or(0, |r| r as usize) + i;
-            let keys = visible(tree, index, i, shape.mask);
+            let keys = visible(tree, index, i, shape);
             for head in 0..shape.heads {
                 let q = &qkv[row * shape.qkv_width() + head * size..][..size];
                 let key = |r: usize| &kv[r * columns.stride + columns.k + head / group * size..][..size];
@@ -71,7 +72,7 @@ pub fn backward<E: Element>(
             for head in 0..shape.heads {
                 let (q_at, o_at) = (row * width + head * size, row * shape.q_width() + head * size);
                 let delta = dot(&d_out[o_at..][..size], &out[o_at..][..size]);
-                for key_row in visible(tree, index, i, shape.mask) {
+                for key_row in visible(tree, index, i, shape) {
                     let k_at = key_row * width + columns.k + head / group * size;
                     let v_at = key_row * width + columns.v + head / group * size;
                     let score = shape.scale * dot(&qkv[q_at..][..size], &qkv[k_at..][..size]);

@@ -51,7 +51,7 @@ fn kv_rows(tree: &TreeLayout) -> usize {
 
 fn shape(group: usize, kv_heads: usize, head_dim: usize, mask: Mask) -> AttentionShape {
     let scale = 1.0 / (head_dim as f32).sqrt();
-    AttentionShape { heads: group * kv_heads, kv_heads, head_dim, scale, mask }
+    AttentionShape { heads: group * kv_heads, kv_heads, head_dim, scale, mask, window: None }
 }
 
 /// Forward results in `E`.
@@ -92,9 +92,9 @@ impl Sum {
 }
 
 /// Key/value rows that a row sees, root first.
-fn seen(tree: &TreeLayout, index: usize, i: usize, mask: Mask) -> Vec<usize> {
+fn seen(tree: &TreeLayout, index: usize, i: usize, shape: &AttentionShape) -> Vec<usize> {
     let own = tree.segments[index];
-    let end = if mask == Mask::Causal { i + 1 } else { own.len as usize };
+    let end = if shape.mask == Mask::Causal { i + 1 } else { own.len as usize };
     let mut rows: Vec<usize> = (0..end).map(|j| own.kv_row as usize + j).rev().collect();
     let mut parent = own.parent;
     while let Some(p) = parent {
@@ -102,6 +102,7 @@ fn seen(tree: &TreeLayout, index: usize, i: usize, mask: Mask) -> Vec<usize> {
         rows.extend((segment.kv_row as usize..(segment.kv_row + segment.len) as usize).rev());
         parent = segment.parent;
     }
+    rows.truncate(shape.window.unwrap_or(usize::MAX));
     rows.reverse();
     rows
 }
@@ -121,7 +122,7 @@ fn exact_forward(
         for i in 0..segment.len as usize {
             let row = segment.q_row.unwrap() as usize + i;
             for head in 0..shape.heads {
-                let keys = seen(tree, index, i, shape.mask);
+                let keys = seen(tree, index, i, shape);
                 let (mut scores, mut largest) = (Vec::new(), 0.0f64);
                 for &key in &keys {
                     let mut score = Sum::default();
@@ -168,7 +169,7 @@ fn exact_backward(
             let row = segment.q_row.unwrap() as usize + i;
             for head in 0..shape.heads {
                 let (q_at, o_at) = (row * width + head * size, row * shape.q_width() + head * size);
-                for key in seen(tree, index, i, shape.mask) {
+                for key in seen(tree, index, i, shape) {
                     let k_at = key * width + columns.k + head / group * size;
                     let v_at = key * width + columns.v + head / group * size;
                     let (mut score, mut d_p) = (Sum::default(), Sum::default());
@@ -356,7 +357,7 @@ fn tree_attention_is_causal_attention_along_each_path() {
     let fast = run_forward::<f32>(forward, &qkv, &qkv, shape.columns_in_qkv(), &tree, &shape);
     for index in 0..tree.segments.len() {
         let last = tree.segments[index].len as usize - 1;
-        let path = seen(&tree, index, last, Mask::Causal);
+        let path = seen(&tree, index, last, &shape);
         let rows: Vec<&[f32]> = path.iter().map(|&row| &qkv[row * width..][..width]).collect();
         for (&row, expected) in path.iter().zip(causal(&rows, &shape)) {
             let found = &fast.out[row * shape.q_width()..][..shape.q_width()];
