@@ -18,6 +18,9 @@ pub enum Error {
         /// The model's positions.
         limit: usize,
     },
+    /// A text of which nothing is left.
+    #[error("a text has no tokens")]
+    NoTokens,
     /// Two labels are the same tokens, or one has none.
     #[error("label {first} and label {second} become the same tokens, so no score can tell them apart")]
     SameLabel {

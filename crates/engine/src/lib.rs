@@ -6,7 +6,9 @@
 mod backward;
 mod block;
 mod error;
+mod features;
 mod forward;
+mod head;
 mod lora;
 mod model;
 mod optimizer;
@@ -20,6 +22,8 @@ mod tree;
 mod trie;
 
 pub use error::{Error, Result};
+pub use features::Features;
+pub use head::{Head, HeadFit, HeadProblem};
 pub use lora::{Adapter, Lora, LoraEntry, Projection};
 pub use model::{Model, Storage};
 pub use optimizer::{OptimizerOptions, Schedule};

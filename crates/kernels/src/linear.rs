@@ -149,6 +149,26 @@ pub fn adapter_backward<E: Element>(
     gradient::adapter_backward(gradients, x, mid, d_y, d_mid, layer, rows);
 }
 
+/// Adds `d_y^T x`, the gradient of a weight matrix, to `gradient`.
+/// # Shapes
+/// `gradient`: `(O, I)`, `x`: `(T, I)`, `d_y`: `(T, O)`, whose length gives `T`.
+/// # Panics
+/// When a slice is shorter than its shape.
+pub fn weight_backward<E: Element>(
+    gradient: &mut [f32],
+    x: &[E],
+    d_y: &[E],
+    inputs: usize,
+    outputs: usize,
+) {
+    let rows = d_y.len() / outputs;
+    assert!(gradient.len() >= outputs * inputs && x.len() >= rows * inputs, "weight_backward: too short");
+    if isa::current() == Isa::Scalar {
+        return reference::weight_backward(gradient, x, d_y, inputs, outputs);
+    }
+    gradient::weight_backward(gradient, x, d_y, inputs, outputs);
+}
+
 /// One direction of a layer: `mid = scale * down(x)`, `y = right(x) + up(mid)`.
 struct Pass<'a, E> {
     x: &'a [E],

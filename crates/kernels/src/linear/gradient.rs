@@ -64,6 +64,35 @@ pub(super) fn adapter_backward<E: Element>(
     });
 }
 
+/// See [`super::weight_backward`].
+pub(super) fn weight_backward<E: Element>(
+    gradient: &mut [f32],
+    x: &[E],
+    d_y: &[E],
+    inputs: usize,
+    outputs: usize,
+) {
+    let rows = d_y.len() / outputs;
+    // The outputs stand where the ranks of an A matrix would.
+    let panels = RankPanel::list(&[Slot { rows: 0..0, rank: outputs, scale: 1.0, a: 0, b: 0 }]);
+    if rows == 0 {
+        return;
+    }
+    let mut d_y = weave_ranks(d_y, outputs, rows, &panels);
+    let d_y = &mut *d_y;
+    let gradient = Shared::new(gradient);
+    pool::run(inputs.div_ceil(GROUP), &|job| {
+        let group = job * GROUP..inputs.min((job + 1) * GROUP);
+        sum_rows(x, inputs, rows, group, d_y, &panels, |columns, panel, tile| {
+            for (o, tile) in panel.ranks.clone().zip(tile.chunks_exact(COLUMNS)) {
+                // SAFETY: no other job has these columns.
+                let out = unsafe { gradient.range(o * inputs + columns.start..o * inputs + columns.end) };
+                (E::kernels().add)(out, &tile[..columns.len()]);
+            }
+        });
+    });
+}
+
 /// The rows of a slot within a range.
 fn overlap(slot: &Slot, columns: &Range<usize>) -> Range<usize> {
     slot.rows.start.max(columns.start)..slot.rows.end.min(columns.end)
