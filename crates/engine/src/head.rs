@@ -99,7 +99,8 @@ impl HeadProblem {
         for _ in 0..MOST_STEPS {
             let direction = descent(&gradient, &memory);
             let slope = dot64(&direction, &gradient);
-            let mut length = if memory.is_empty() { 1.0 / dot64(&gradient, &gradient).sqrt().max(1.0) } else { 1.0 };
+            let mut length =
+                if memory.is_empty() { 1.0 / dot64(&gradient, &gradient).sqrt().max(1.0) } else { 1.0 };
             let (next, next_loss, next_gradient) = loop {
                 let next: Vec<f32> =
                     at.iter().zip(&direction).map(|(at, d)| at + length as f32 * d).collect();

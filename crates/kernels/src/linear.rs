@@ -154,13 +154,7 @@ pub fn adapter_backward<E: Element>(
 /// `gradient`: `(O, I)`, `x`: `(T, I)`, `d_y`: `(T, O)`, whose length gives `T`.
 /// # Panics
 /// When a slice is shorter than its shape.
-pub fn weight_backward<E: Element>(
-    gradient: &mut [f32],
-    x: &[E],
-    d_y: &[E],
-    inputs: usize,
-    outputs: usize,
-) {
+pub fn weight_backward<E: Element>(gradient: &mut [f32], x: &[E], d_y: &[E], inputs: usize, outputs: usize) {
     let rows = d_y.len() / outputs;
     assert!(gradient.len() >= outputs * inputs && x.len() >= rows * inputs, "weight_backward: too short");
     if isa::current() == Isa::Scalar {

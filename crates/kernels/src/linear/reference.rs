@@ -128,13 +128,7 @@ pub fn adapter_backward<E: Element>(
 }
 
 /// See [`super::weight_backward`].
-pub fn weight_backward<E: Element>(
-    gradient: &mut [f32],
-    x: &[E],
-    d_y: &[E],
-    inputs: usize,
-    outputs: usize,
-) {
+pub fn weight_backward<E: Element>(gradient: &mut [f32], x: &[E], d_y: &[E], inputs: usize, outputs: usize) {
     for (x, d_y) in x.chunks_exact(inputs).zip(d_y.chunks_exact(outputs)) {
         for (gradient, d_y) in gradient.chunks_exact_mut(inputs).zip(d_y) {
             gradient.iter_mut().zip(x).for_each(|(g, x)| *g += d_y.to_f32() * x.to_f32());
