@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorInfo};
+use safetensors::tensor::{Dtype, SafeTensors, TensorInfo, TensorView};
 use serde::Deserialize;
 
 use crate::map::Bytes;
-use crate::{DType, Error, Result, Tensor, store};
+use crate::{DType, Error, Result, Tensor, quant, store};
 
 pub(crate) const FORMAT: &str = "safetensors";
 pub(crate) const SINGLE: &str = "model.safetensors";
@@ -117,6 +117,42 @@ impl SafetensorsFolder {
         let (path, bytes) = &self.files[entry.file];
         Tensor::new(name, dtype(entry.dtype, name, path)?, entry.shape.clone(), &bytes[entry.range.clone()])
     }
+}
+
+/// Every tensor of a file, as shape and values.
+///
+/// # Errors
+/// [`Error::Read`], [`Error::Malformed`], and [`Error::Unsupported`] for a type that is not of floats.
+pub fn read_f32(path: impl AsRef<Path>) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>> {
+    let path = path.as_ref();
+    let bytes = store::read(path)?;
+    let mut tensors = BTreeMap::new();
+    for (name, info, range) in contents(&bytes, path)? {
+        let tensor = Tensor::new(&name, dtype(info.dtype, &name, path)?, info.shape.clone(), &bytes[range])?;
+        let values = tensor.to_f32();
+        tensors.insert(name, (info.shape, values));
+    }
+    Ok(tensors)
+}
+
+/// Writes named tensors of f32 atomically; the same tensors always give the same bytes.
+///
+/// # Errors
+/// [`Error::Write`]; [`Error::Tensor`] when a tensor's values are not as many as its shape says.
+pub fn write_f32(path: impl AsRef<Path>, tensors: &[(&str, Vec<usize>, &[f32])]) -> Result<()> {
+    let fail = |name: &str, error: safetensors::SafeTensorError| Error::Tensor {
+        tensor: name.into(),
+        reason: error.to_string(),
+    };
+    let stored = tensors.iter().map(|(_, _, values)| quant::quantize(DType::F32, values));
+    let stored = stored.collect::<Result<Vec<_>>>()?;
+    let mut views = Vec::with_capacity(tensors.len());
+    for ((name, shape, _), bytes) in tensors.iter().zip(&stored) {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+        views.push((*name, view.map_err(|error| fail(name, error))?));
+    }
+    let bytes = safetensors::serialize(views, None).map_err(|error| fail("all", error))?;
+    store::write_atomically(path.as_ref(), &bytes)
 }
 
 /// Name, type, shape and place of each tensor in the bytes of a safetensors file, in the order of the names.

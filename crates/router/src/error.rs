@@ -32,6 +32,14 @@ pub enum Error {
         /// What it does.
         problem: &'static str,
     },
+    /// A method that the base model cannot be trained with.
+    #[error("`{model}` is an encoder, which --method {method} does not train")]
+    Method {
+        /// Its name.
+        model: String,
+        /// The method.
+        method: &'static str,
+    },
     /// There is a run in the way.
     #[error("{}: there is already a run in this folder", path.display())]
     Occupied {
@@ -126,6 +134,7 @@ impl Error {
             Self::NoTemplate { .. } => {
                 "use the model's instruct version, or a folder whose tokenizer_config.json has a chat_template"
             }
+            Self::Method { .. } => "leave --method out, or name `head`",
             Self::Occupied { .. } => "name another folder with --out, or delete this one first",
             Self::NothingToResume { .. } => "leave --resume away to start a new run",
             Self::Unfinished { .. } => "finish it with `frontdesk train --resume --out FOLDER`",

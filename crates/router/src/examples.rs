@@ -7,7 +7,7 @@ use formats::{BaseModel, Tokenizer};
 use routing::{Dataset, ReadOptions};
 
 use crate::manifest::{DataRecord, LabelRecord};
-use crate::plan::Recipe;
+use crate::plan::{Method, Recipe};
 use crate::prompt::{Prompt, Query};
 use crate::{Error, Result};
 
@@ -77,6 +77,22 @@ fn record(dataset: &Dataset, fields: &ReadOptions) -> DataRecord {
     }
 }
 
+/// The prompt of a run: an encoder's text stands alone, a decoder's in its chat template.
+fn prompt(data: &TrainData, base: &BaseModel, tokenizer: &Tokenizer, recipe: &Recipe) -> Result<Prompt> {
+    let model = base.name();
+    if base.config.family.traits().bidirectional {
+        // Room for what stands around the text.
+        let most = base.config.max_positions.saturating_sub(8).max(1);
+        return Prompt::around(tokenizer, model, recipe.max_tokens.min(most));
+    }
+    let template = base.chat_template().ok_or_else(|| Error::NoTemplate { model: model.to_owned() })?;
+    let varied = data.varied();
+    // The data's own system message, when all examples have the same.
+    let own = data.train.first().and_then(|example| example.system.as_deref()).filter(|_| !varied);
+    let system = own.unwrap_or(&recipe.system);
+    Prompt::freeze(template, tokenizer, model, system, varied, recipe.max_tokens)
+}
+
 /// The same examples as tokens.
 pub(crate) struct Encoded {
     pub(crate) prompt: Prompt,
@@ -98,16 +114,16 @@ impl Encoded {
         tokenizer: &Tokenizer,
         recipe: &Recipe,
     ) -> Result<Self> {
-        let model = base.name();
-        let template = base.chat_template().ok_or_else(|| Error::NoTemplate { model: model.to_owned() })?;
-        let varied = data.varied();
-        // The data's own system message, when all examples have the same.
-        let own = data.train.first().and_then(|example| example.system.as_deref()).filter(|_| !varied);
-        let system = own.unwrap_or(&recipe.system);
-        let prompt = Prompt::freeze(template, tokenizer, model, system, varied, recipe.max_tokens)?;
+        let prompt = prompt(data, base, tokenizer, recipe)?;
         let names = data.labels();
-        let ids = prompt.encode_labels(tokenizer, &names)?;
-        LabelTrie::new(&ids)?;
+        let ids = match recipe.method_for(base)? {
+            Method::Lora => {
+                let ids = prompt.encode_labels(tokenizer, &names)?;
+                LabelTrie::new(&ids)?;
+                ids
+            }
+            Method::Head => vec![Vec::new(); names.len()],
+        };
         let index: HashMap<&str, usize> =
             names.iter().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
         let label_of =

@@ -12,14 +12,16 @@ mod plan;
 mod prompt;
 mod router;
 mod run;
+mod scoring;
 mod train;
+mod transfer;
 
 pub use engine::StepReport;
 pub use error::{Error, Result};
 pub use examples::TrainData;
 pub use manifest::{BaseRecord, DataRecord, LabelRecord, Manifest, ValidationRecord};
 pub use observer::{Observer, Started, Validated};
-pub use plan::{Plan, Recipe};
+pub use plan::{Method, Plan, Recipe};
 pub use prompt::{DEFAULT_SYSTEM, Prompt, Query};
 pub use router::{Answer, Router};
 pub use run::RunFolder;

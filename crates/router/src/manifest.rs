@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use routing::calibration::{Calibration, Thresholds};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Recipe;
+use crate::plan::{Method, Recipe};
 use crate::prompt::Prompt;
 
 /// The version of the run folder's format.
@@ -19,8 +19,8 @@ pub struct Manifest {
     pub format: u32,
     /// Version of frontdesk that wrote it.
     pub version: String,
-    /// What trained: `lora`.
-    pub method: String,
+    /// What trained.
+    pub method: Method,
     /// The base model.
     pub base: BaseRecord,
     /// The labels in order.
@@ -65,7 +65,7 @@ pub struct BaseRecord {
 pub struct LabelRecord {
     /// As the data spells it.
     pub text: String,
-    /// Its tokens with the end token.
+    /// Its tokens with the end token; none where a head tells the labels apart.
     pub ids: Vec<u32>,
     /// Training examples.
     pub examples: usize,

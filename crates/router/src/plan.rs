@@ -3,14 +3,38 @@
 use std::path::PathBuf;
 
 use engine::{Balance, Lora, OptimizerOptions, Projection, Schedule};
+use formats::BaseModel;
 use serde::{Deserialize, Serialize};
 
 use crate::prompt::DEFAULT_SYSTEM;
+use crate::{Error, Result};
+
+/// What trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Small matrices beside the frozen weights (Hu et al., 2021).
+    Lora,
+    /// A linear head on the features of the frozen model: transfer learning.
+    Head,
+}
+
+impl Method {
+    /// `lora` and so on.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lora => "lora",
+            Self::Head => "head",
+        }
+    }
+}
 
 /// How to train, whatever the data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
-    /// What trains.
+    /// What trains; `None`: LoRA in a decoder, a head on an encoder.
+    pub method: Option<Method>,
+    /// How LoRA is applied.
     pub lora: Lora,
     /// The optimizer's settings.
     pub optimizer: OptimizerOptions,
@@ -47,6 +71,7 @@ impl Default for Recipe {
     /// The defaults, found on three data sets (`docs/log.md`).
     fn default() -> Self {
         Self {
+            method: None,
             lora: Lora { rank: 64, alpha: 64.0, rslora: false, projections: Projection::ALL.to_vec() },
             optimizer: OptimizerOptions {
                 lr: 2e-3,
@@ -76,6 +101,21 @@ impl Default for Recipe {
 }
 
 impl Recipe {
+    /// What trains in this base model.
+    ///
+    /// # Errors
+    /// When the recipe asks for what the model cannot do.
+    pub fn method_for(&self, base: &BaseModel) -> Result<Method> {
+        let encoder = base.config.family.traits().bidirectional;
+        match self.method {
+            None => Ok(if encoder { Method::Head } else { Method::Lora }),
+            Some(Method::Lora) if encoder => {
+                Err(Error::Method { model: base.name().to_owned(), method: Method::Lora.name() })
+            }
+            Some(method) => Ok(method),
+        }
+    }
+
     /// Examples a step and passes over the data for a training set of this size.
     ///
     /// Three passes in steps of 32 are enough for thousands of examples. A few hundred learn better in more and

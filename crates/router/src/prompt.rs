@@ -56,7 +56,7 @@ pub struct Prompt {
     pub shared: usize,
     /// Longest query in tokens; what is over is cut from the end.
     pub max_tokens: usize,
-    /// The chat template itself, for queries with a system message or history of their own.
+    /// The chat template itself, for queries with a system message or history of their own; empty for an encoder.
     pub template: String,
 }
 
@@ -118,6 +118,28 @@ impl Prompt {
         })
     }
 
+    /// What the tokenizer puts around a text for an encoder, which is told nothing beside the query and its history.
+    ///
+    /// # Errors
+    /// When the tokenizer fails, or puts nothing at the end of a text.
+    pub fn around(tokenizer: &Tokenizer, model: &str, max_tokens: usize) -> Result<Self> {
+        let (prefix_ids, suffix_ids) = tokenizer.around()?;
+        let problem = "does not exist, and its tokenizer puts no token at the end of a text";
+        let end_id =
+            *suffix_ids.last().ok_or_else(|| Error::Template { model: model.to_owned(), problem })?;
+        Ok(Self {
+            system: String::new(),
+            prefix: tokenizer.decode(&prefix_ids, false)?,
+            suffix: tokenizer.decode(&suffix_ids, false)?,
+            prefix_ids,
+            suffix_ids,
+            end_id,
+            shared: 0,
+            max_tokens,
+            template: String::new(),
+        })
+    }
+
     /// The tokens that all queries begin with.
     pub fn shared_ids(&self) -> &[u32] {
         &self.prefix_ids[..self.shared]
@@ -135,7 +157,9 @@ impl Prompt {
         let cut = text.len() > self.max_tokens;
         text.truncate(self.max_tokens);
         let system = query.system.map_or(self.system.as_str(), str::trim);
-        let mut ids = if system == self.system && query.history.is_empty() {
+        let mut ids = if self.template.is_empty() {
+            self.turns(tokenizer, query.history)?
+        } else if system == self.system && query.history.is_empty() {
             self.prefix_ids[self.shared..].to_vec()
         } else {
             self.conversation(tokenizer, system, query.history)?
@@ -163,6 +187,16 @@ impl Prompt {
             Ok(ids)
         };
         texts.iter().map(encode).collect()
+    }
+
+    /// Everything before the query's text, for an encoder: each earlier turn with the token that ends a text.
+    fn turns(&self, tokenizer: &Tokenizer, history: &[Turn]) -> Result<Vec<u32>> {
+        let mut ids = self.prefix_ids.clone();
+        for turn in history {
+            ids.extend(tokenizer.encode_plain(turn.text.trim())?);
+            ids.extend(&self.suffix_ids);
+        }
+        Ok(ids)
     }
 
     /// Everything before the query's text, after the shared beginning, for a conversation of its own.

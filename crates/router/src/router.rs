@@ -1,14 +1,16 @@
 //! Queries in, departments out.
 
-use engine::{LabelTrie, Model, Scorer, ScorerOptions, Storage};
+use engine::{Model, Storage};
 use formats::{BaseModel, Tokenizer};
 use kernels::Backend;
 use routing::calibration::{Decision, top};
 
 use crate::Result;
 use crate::manifest::Manifest;
-use crate::prompt::{Prompt, Query};
+use crate::plan::Method;
+use crate::prompt::Query;
 use crate::run::RunFolder;
+use crate::scoring::Scoring;
 
 /// What the router says to one query.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,24 +35,30 @@ pub struct Answer {
 pub struct Router<B: Backend> {
     manifest: Manifest,
     model: Model<B>,
-    scorer: Scorer<B>,
+    scoring: Scoring<B>,
     tokenizer: Tokenizer,
 }
 
 impl<B: Backend> Router<B> {
-    /// Loads the base model, the run's adapter and its frozen prompt.
+    /// Loads the base model, what the run trained, and its frozen prompt.
     ///
     /// # Errors
     /// When the base is not the one the run was trained on, or a file does not fit.
     pub fn open(backend: B, run: RunFolder, base: &BaseModel) -> Result<Self> {
         run.check_base(base)?;
         let mut model = Model::load(backend, base, Storage::Expanded)?;
-        model.attach(&run.adapter(model.config())?);
         let tokenizer = run.tokenizer()?;
-        let manifest = run.manifest;
-        let labels: Vec<Vec<u32>> = manifest.labels.iter().map(|label| label.ids.clone()).collect();
-        let scorer = scorer(&model, &labels, &manifest.prompt)?;
-        Ok(Self { manifest, model, scorer, tokenizer })
+        let prompt = &run.manifest.prompt;
+        let scoring = match run.manifest.method {
+            Method::Lora => {
+                model.attach(&run.adapter(model.config())?);
+                let labels: Vec<Vec<u32>> =
+                    run.manifest.labels.iter().map(|label| label.ids.clone()).collect();
+                Scoring::tokens(&model, &labels, prompt)?
+            }
+            Method::Head => Scoring::head(run.head(model.config())?, prompt),
+        };
+        Ok(Self { manifest: run.manifest, model, scoring, tokenizer })
     }
 
     /// What the run says of itself.
@@ -77,7 +85,7 @@ impl<B: Backend> Router<B> {
         let encoded =
             queries.iter().map(|query| prompt.encode(&self.tokenizer, *query)).collect::<Result<Vec<_>>>()?;
         let ids: Vec<&[u32]> = encoded.iter().map(|(ids, _)| &ids[..]).collect();
-        let scores = self.scorer.score(&self.model, &ids)?;
+        let scores = self.scoring.score(&self.model, &ids)?;
         let answer = |(scores, (_, cut)): (engine::LabelScores, &(Vec<u32>, bool))| {
             let probabilities = self.manifest.calibration.probabilities(&scores.log_probs);
             let (label, probability) = top(&probabilities);
@@ -87,13 +95,4 @@ impl<B: Backend> Router<B> {
         };
         Ok(scores.into_iter().zip(&encoded).map(answer).collect())
     }
-}
-
-pub(crate) fn scorer<B: Backend>(
-    model: &Model<B>,
-    labels: &[Vec<u32>],
-    prompt: &Prompt,
-) -> Result<Scorer<B>> {
-    let trie = LabelTrie::new(labels)?;
-    Ok(Scorer::new(model, trie, prompt.shared_ids().to_vec(), ScorerOptions::default())?)
 }

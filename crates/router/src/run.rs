@@ -11,6 +11,15 @@ use crate::{Error, Result};
 
 pub(crate) const MANIFEST: &str = "frontdesk.json";
 pub(crate) const CHECKPOINT: &str = "checkpoint";
+const HEAD: &str = "head.safetensors";
+
+/// What a training leaves behind, beside the base model.
+pub(crate) enum Trained {
+    /// LoRA's matrices.
+    Adapter(engine::Adapter),
+    /// A linear head.
+    Head(engine::Head),
+}
 
 /// A finished run on disk.
 #[derive(Debug)]
@@ -83,6 +92,25 @@ impl RunFolder {
         Ok(engine::Adapter::from_tensors(lora, config, &peft.tensors)?)
     }
 
+    /// The head for a model of this shape.
+    ///
+    /// # Errors
+    /// When it cannot be read or does not fit.
+    pub fn head(&self, config: &ModelConfig) -> Result<engine::Head> {
+        let path = self.path.join(HEAD);
+        let mut tensors = formats::safetensors::read_f32(&path)?;
+        let labels = self.manifest.labels.len();
+        let mut take = |name: &str, expected: Vec<usize>| match tensors.remove(name) {
+            Some((found, values)) if found == expected => Ok(values),
+            Some((found, _)) => {
+                Err(formats::Error::Shape { path: path.clone(), tensor: name.to_owned(), expected, found })
+            }
+            None => Err(formats::Error::MissingTensor { path: path.clone(), tensor: name.to_owned() }),
+        };
+        let weight = take("weight", vec![labels, config.hidden_size])?;
+        Ok(engine::Head { weight, bias: take("bias", vec![labels])? })
+    }
+
     /// The tokenizer that the run was trained with.
     ///
     /// # Errors
@@ -107,35 +135,58 @@ impl RunFolder {
     pub(crate) fn write(
         path: &Path,
         mut manifest: Manifest,
-        adapter: &engine::Adapter,
+        trained: &Trained,
         config: &ModelConfig,
         tokenizer: &Tokenizer,
     ) -> Result<Self> {
-        let mut target_modules: Vec<String> =
-            adapter.lora.projections.iter().filter_map(|p| p.module(config)).collect();
-        target_modules.sort_unstable();
-        target_modules.dedup();
-        let config_json = AdapterConfig {
-            base_model_name_or_path: Some(manifest.base.name.clone()),
-            revision: None,
-            r: adapter.lora.rank,
-            lora_alpha: f64::from(adapter.lora.alpha),
-            lora_dropout: 0.0,
-            use_rslora: adapter.lora.rslora,
-            target_modules,
+        let own = match trained {
+            Trained::Adapter(adapter) => {
+                write_adapter(path, &manifest, adapter, config)?;
+                &["adapter_config.json", "adapter_model.safetensors"][..]
+            }
+            Trained::Head(head) => {
+                let (labels, width) = (head.bias.len(), config.hidden_size);
+                let tensors = [
+                    ("weight", vec![labels, width], &head.weight[..]),
+                    ("bias", vec![labels], &head.bias[..]),
+                ];
+                formats::safetensors::write_f32(path.join(HEAD), &tensors)?;
+                &[HEAD][..]
+            }
         };
-        formats::Adapter { config: config_json, tensors: adapter.to_tensors(config) }.write(path)?;
         tokenizer.save(path)?;
         manifest.format = FORMAT;
         manifest.files = BTreeMap::new();
-        for name in
-            ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-        {
-            manifest.files.insert(name.to_owned(), store::sha256_file(path.join(name))?);
+        for name in own.iter().chain(&["tokenizer.json", "tokenizer_config.json"]) {
+            manifest.files.insert((*name).to_owned(), store::sha256_file(path.join(name))?);
         }
         write_json(&path.join(MANIFEST), &manifest)?;
         Ok(Self { path: path.to_path_buf(), manifest })
     }
+}
+
+/// The adapter as PEFT reads it.
+fn write_adapter(
+    path: &Path,
+    manifest: &Manifest,
+    adapter: &engine::Adapter,
+    config: &ModelConfig,
+) -> Result<()> {
+    let mut target_modules: Vec<String> =
+        adapter.lora.projections.iter().filter_map(|p| p.module(config)).collect();
+    target_modules.sort_unstable();
+    target_modules.dedup();
+    let config_json = AdapterConfig {
+        base_model_name_or_path: Some(manifest.base.name.clone()),
+        revision: None,
+        r: adapter.lora.rank,
+        lora_alpha: f64::from(adapter.lora.alpha),
+        lora_dropout: 0.0,
+        use_rslora: adapter.lora.rslora,
+        target_modules,
+    };
+    formats::Adapter { config: config_json, tensors: adapter.to_tensors(config) }.write(path)?;
+    Ok(())
 }
 
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use engine::{Adapter, Balance, Model, Sampler, Scorer, Storage, Trainer, TrainerOptions};
+use engine::{Adapter, Balance, Model, Sampler, Storage, Trainer, TrainerOptions};
 use formats::{BaseModel, store};
 use kernels::Backend;
 use routing::calibration::{Calibration, Scored, Thresholds, probabilities, top};
@@ -15,9 +15,11 @@ use crate::checkpoint::{Best, Checkpoint};
 use crate::examples::{Encoded, TrainData};
 use crate::manifest::{BaseRecord, Manifest, ValidationRecord};
 use crate::observer::{Observer, Started, Validated};
-use crate::plan::{Plan, Recipe};
-use crate::run::{MANIFEST, RunFolder, read_json, write_json};
-use crate::{Error, Result, router};
+use crate::plan::{Method, Plan, Recipe};
+use crate::run::{MANIFEST, RunFolder, Trained, read_json, write_json};
+use crate::scoring::Scoring;
+use crate::transfer::transfer;
+use crate::{Error, Result};
 
 /// Validations in a run, unless the recipe says otherwise.
 const VALIDATIONS: u64 = 4;
@@ -69,6 +71,7 @@ pub fn train<B: Backend>(
         return Err(Error::Occupied { path: out.to_path_buf() });
     }
     let recipe = &plan.recipe;
+    let method = recipe.method_for(&base)?;
     let tokenizer = base.tokenizer()?;
     let encoded = Encoded::new(data, &base, &tokenizer, recipe)?;
     let checkpoint = Checkpoint::hold(out, fingerprint(data, &base, &encoded, recipe)?)?;
@@ -87,27 +90,40 @@ pub fn train<B: Backend>(
     let config = base.config.clone();
     // The files are mapped; from here on their memory is better used otherwise.
     drop(base);
-    let mut run = Training::new(model, &encoded, recipe, observer)?;
-    if let Some(state) = state {
-        run.trainer.restore(&state.snapshot)?;
-        run.best = state.best;
-    }
-    let steps_before = run.trainer.steps();
-    run.observer.started(&Started {
+    let started = Started {
         examples: encoded.train.len(),
         validation: encoded.valid.len(),
         labels: encoded.labels.len(),
         cut: encoded.cut,
-        total_steps: run.total_steps,
-        steps_done: steps_before,
-        trainable: run.trainer.parameters(),
+        total_steps: 0,
+        steps_done: 0,
+        trainable: 0,
         parameters: config.parameters(),
         shown: encoded.show(&tokenizer, 3)?,
-    });
-    let mut log = Log::open(&out.join(LOG), steps_before)?;
-    run.train_to_the_end(&checkpoint, &mut log, Duration::from_secs_f32(plan.checkpoint_seconds))?;
-    let steps = run.trainer.steps();
-    let (adapter, best_step, log_probs) = run.finish()?;
+    };
+    let (trained, taken, steps, best_step, log_probs) = match method {
+        Method::Lora => {
+            let mut run = Training::new(model, &encoded, recipe, observer)?;
+            if let Some(state) = state {
+                run.trainer.restore(&state.snapshot)?;
+                run.best = state.best;
+            }
+            let before = run.trainer.steps();
+            let (total_steps, trainable) = (run.total_steps, run.trainer.parameters());
+            run.observer.started(&Started { total_steps, steps_done: before, trainable, ..started });
+            let mut log = Log::open(&out.join(LOG), before)?;
+            run.train_to_the_end(&checkpoint, &mut log, Duration::from_secs_f32(plan.checkpoint_seconds))?;
+            let steps = run.trainer.steps();
+            let (adapter, best_step, log_probs) = run.finish()?;
+            (Trained::Adapter(adapter), steps - before, steps, best_step, log_probs)
+        }
+        Method::Head => {
+            let trainable = encoded.labels.len() * (config.hidden_size + 1);
+            observer.started(&Started { trainable, ..started });
+            let found = transfer(&model, &encoded, data.valid_file.is_some(), observer)?;
+            (Trained::Head(found.head), 0, 0, 0, found.log_probs)
+        }
+    };
     let rows: Vec<usize> = (0..encoded.valid.len()).collect();
     let (accuracy, macro_f1) = judge(&log_probs, &rows, &encoded);
 
@@ -117,7 +133,7 @@ pub fn train<B: Backend>(
     let manifest = Manifest {
         format: crate::manifest::FORMAT,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        method: "lora".to_owned(),
+        method,
         base: base_record,
         labels: encoded.labels,
         prompt: encoded.prompt,
@@ -132,9 +148,9 @@ pub fn train<B: Backend>(
         thresholds,
         files: std::collections::BTreeMap::new(),
     };
-    let run = RunFolder::write(out, manifest, &adapter, &config, &tokenizer)?;
+    let run = RunFolder::write(out, manifest, &trained, &config, &tokenizer)?;
     checkpoint.remove()?;
-    Ok(Outcome { run, steps: steps - steps_before, seconds: begun.elapsed().as_secs_f64() })
+    Ok(Outcome { run, steps: taken, seconds: begun.elapsed().as_secs_f64() })
 }
 
 /// Of everything that decides the result.
@@ -155,7 +171,7 @@ fn fingerprint(data: &TrainData, base: &BaseModel, encoded: &Encoded, recipe: &R
 /// A run at work.
 struct Training<'a, B: Backend> {
     trainer: Trainer<B>,
-    scorer: Scorer<B>,
+    scoring: Scoring<B>,
     encoded: &'a Encoded,
     recipe: &'a Recipe,
     observer: &'a mut dyn Observer,
@@ -186,8 +202,8 @@ impl<'a, B: Backend> Training<'a, B> {
         let adapter = Adapter::new(recipe.lora.clone(), model.config(), recipe.seed);
         let prefix = encoded.prompt.shared_ids().to_vec();
         let trainer = Trainer::new(model, adapter, prefix, encoded.train.clone(), sampler, options)?;
-        let scorer = router::scorer(trainer.model(), &labels, &encoded.prompt)?;
-        Ok(Self { trainer, scorer, encoded, recipe, observer, total_steps, best: None })
+        let scoring = Scoring::tokens(trainer.model(), &labels, &encoded.prompt)?;
+        Ok(Self { trainer, scoring, encoded, recipe, observer, total_steps, best: None })
     }
 
     fn train_to_the_end(&mut self, checkpoint: &Checkpoint, log: &mut Log, between: Duration) -> Result<()> {
@@ -243,11 +259,11 @@ impl<'a, B: Backend> Training<'a, B> {
     fn score(&mut self, rows: &[usize]) -> Result<Vec<Vec<f32>>> {
         self.trainer.rest();
         let model = self.trainer.model();
-        self.scorer.reset(model);
+        self.scoring.reset(model);
         let mut log_probs = Vec::with_capacity(rows.len());
         for group in rows.chunks(SCORED_AT_ONCE) {
             let queries: Vec<&[u32]> = group.iter().map(|&row| &self.encoded.valid[row][..]).collect();
-            log_probs.extend(self.scorer.score(model, &queries)?.into_iter().map(|scores| scores.log_probs));
+            log_probs.extend(self.scoring.score(model, &queries)?.into_iter().map(|scores| scores.log_probs));
             self.observer.scoring(log_probs.len(), rows.len());
         }
         Ok(log_probs)

@@ -6,7 +6,7 @@ use std::time::Instant;
 use clap::ValueEnum;
 use formats::{BaseModel, ModelConfig};
 use kernels::Backend;
-use router::{Observer, Plan, Query, StepReport, TrainData};
+use router::{Method, Observer, Plan, Query, StepReport, TrainData};
 use serde_json::json;
 
 use crate::Done;
@@ -94,6 +94,7 @@ fn training_speed<B: Backend>(backend: B, args: &Args) -> anyhow::Result<serde_j
     let config = base.config.clone();
     let fields = args.fields.options();
     let mut recipe = args.recipe.recipe()?;
+    recipe.method = Some(Method::Lora);
     recipe.max_steps = Some(WARM_UP + args.repeats);
     // Every step is timed alone: no validation in between, and hardly any at the end.
     (recipe.validate_every, recipe.max_validation) = (Some(u64::MAX), 8);

@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
         base: MODEL.to_owned(),
         out: run.clone(),
         resume: false,
-        method: train::Method::Lora,
+        method: None,
         recipe: train::RecipeArgs {
             target_precision: args.recipe.target_precision.or(Some(TARGET_PRECISION)),
             ..args.recipe.clone()

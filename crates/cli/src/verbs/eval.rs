@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Context;
 use formats::store;
 use kernels::Backend;
-use router::{Manifest, Query, Router, TrainData};
+use router::{Manifest, Method, Query, Router, TrainData};
 use routing::compare::{Answers, Comparison};
 use routing::linear::{LinearConfig, LinearModel};
 use routing::report::{Alternative, Fact, Input, ModelSection, Prediction, Provenance, Report, Seconds};
@@ -75,7 +75,7 @@ fn judge<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     }
     let manifest = router.manifest();
     let known: Vec<String> = manifest.labels.iter().map(|label| label.text.clone()).collect();
-    let name = format!("{} + LoRA", manifest.base.source);
+    let name = format!("{}, {}", manifest.base.source, manifest.method.name());
     let timing = Seconds { train: None, evaluate: Some(seconds) };
     let mut section = ModelSection::new(&name, &known, &predictions, timing)
         .with_thresholds(manifest.thresholds.clone(), &predictions);
@@ -195,8 +195,12 @@ fn baseline(
 fn facts<B: Backend>(router: &Router<B>, per_second: f64) -> Vec<Fact> {
     let manifest = router.manifest();
     let lora = &manifest.recipe.lora;
+    let method = match manifest.method {
+        Method::Lora => format!("LoRA, rank {}, alpha {}", lora.rank, lora.alpha),
+        Method::Head => "linear head on the frozen model".to_owned(),
+    };
     let mut facts = vec![
-        Fact::new("Method", format!("LoRA, rank {}, alpha {}", lora.rank, lora.alpha)),
+        Fact::new("Method", method),
         Fact::new("Device", router.device()),
         Fact::new("Queries a second", format!("{per_second:.1}")),
     ];

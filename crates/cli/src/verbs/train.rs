@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use engine::{Balance, Projection, Schedule};
 use formats::BaseModel;
 use kernels::Backend;
-use router::{Outcome, Plan, Recipe, RunFolder, TrainData};
+use router::{Method, Outcome, Plan, Recipe, RunFolder, TrainData};
 use routing::ReadOptions;
 
 use crate::Done;
@@ -34,9 +34,9 @@ pub(crate) struct Args {
     /// Go on with the interrupted run in --out, with the settings it was started with.
     #[arg(long)]
     pub(crate) resume: bool,
-    /// What trains.
-    #[arg(long, value_enum, default_value = "lora")]
-    pub(crate) method: Method,
+    /// What trains; by default lora in a decoder, a head on an encoder.
+    #[arg(long, value_enum)]
+    pub(crate) method: Option<MethodArg>,
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
     /// Seconds between checkpoints; changes nothing in the result.
@@ -48,9 +48,11 @@ pub(crate) struct Args {
 
 /// What trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Method {
+pub(crate) enum MethodArg {
     /// Small matrices beside the frozen weights.
     Lora,
+    /// A linear head on what the frozen model makes of a query: seconds.
+    Head,
 }
 
 /// How the learning rate falls.
@@ -231,11 +233,17 @@ pub(crate) fn train(args: &Args) -> anyhow::Result<Outcome> {
     let (manifest, seconds) = (&outcome.run.manifest, outcome.seconds);
     let memory =
         peak_memory().map_or_else(String::new, |bytes| format!(", peak memory {:.2} GB", bytes as f64 / 1e9));
+    let did = match manifest.method {
+        Method::Lora => format!("trained {} steps", outcome.steps),
+        Method::Head => "fitted a head".to_owned(),
+    };
+    let kept = match manifest.method {
+        Method::Lora => format!("kept step {}: ", manifest.best_step),
+        Method::Head => String::new(),
+    };
     eprintln!(
-        "trained {} steps in {seconds:.0} s on {}{memory}; kept step {}: validation accuracy {:.1}%, macro-F1 {:.3}",
-        outcome.steps,
+        "{did} in {seconds:.1} s on {}{memory}; {kept}validation accuracy {:.1}%, macro-F1 {:.3}",
         manifest.device,
-        manifest.best_step,
         100.0 * manifest.validation.accuracy,
         manifest.validation.macro_f1,
     );
@@ -256,6 +264,10 @@ fn start<B: Backend>(
 fn plan(args: &Args) -> anyhow::Result<Plan> {
     let fields = args.fields.options();
     let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let method = args.method.map(|method| match method {
+        MethodArg::Lora => Method::Lora,
+        MethodArg::Head => Method::Head,
+    });
     let data = args.data.as_ref().ok_or_else(|| anyhow::anyhow!("--data FILE is missing"))?;
     Ok(Plan {
         data: absolute(data),
@@ -263,7 +275,7 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
         text_field: fields.text_field,
         label_field: fields.label_field,
         base: args.base.clone(),
-        recipe: args.recipe.recipe()?,
+        recipe: Recipe { method, ..args.recipe.recipe()? },
         checkpoint_seconds: args.checkpoint_seconds.max(0.0),
     })
 }

@@ -1,0 +1,49 @@
+//! How a trained model scores the labels: along their tokens, or by a head on its features.
+
+use engine::{Features, Head, LabelScores, LabelTrie, Model, Scorer, ScorerOptions};
+use kernels::Backend;
+
+use crate::Result;
+use crate::prompt::Prompt;
+
+/// What turns queries into label scores.
+pub(crate) enum Scoring<B: Backend> {
+    /// The probabilities of the labels' tokens, as a decoder predicts them.
+    Tokens(Scorer<B>),
+    /// A linear head on the features of the frozen model.
+    Head(Head, Features<B>),
+}
+
+impl<B: Backend> Scoring<B> {
+    pub(crate) fn tokens(model: &Model<B>, labels: &[Vec<u32>], prompt: &Prompt) -> Result<Self> {
+        let (trie, prefix) = (LabelTrie::new(labels)?, prompt.shared_ids().to_vec());
+        Ok(Self::Tokens(Scorer::new(model, trie, prefix, ScorerOptions::default())?))
+    }
+
+    pub(crate) fn head(head: Head, prompt: &Prompt) -> Self {
+        Self::Head(head, Features::new(prompt.shared_ids().to_vec()))
+    }
+
+    /// Scores each query; needed anew after the model has changed: [`Scoring::reset`].
+    pub(crate) fn score(&mut self, model: &Model<B>, queries: &[&[u32]]) -> Result<Vec<LabelScores>> {
+        match self {
+            Self::Tokens(scorer) => Ok(scorer.score(model, queries)?),
+            Self::Head(head, features) => {
+                let found = features.compute(model, queries, &mut |_| {})?;
+                let scores = |features: &[f32]| LabelScores {
+                    log_probs: head.log_probs(features),
+                    error_bound: 0.0,
+                    log_mass: 0.0,
+                };
+                Ok(found.chunks_exact(model.config().hidden_size).map(scores).collect())
+            }
+        }
+    }
+
+    /// Forgets what was computed with the model as it was.
+    pub(crate) fn reset(&mut self, model: &Model<B>) {
+        if let Self::Tokens(scorer) = self {
+            scorer.reset(model);
+        }
+    }
+}

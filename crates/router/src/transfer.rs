@@ -1,0 +1,81 @@
+//! Transfer learning: the model stays as it is, and a linear head learns to read it.
+
+use engine::{Features, Head, HeadFit, HeadProblem, Model};
+use kernels::Backend;
+
+use crate::Result;
+use crate::examples::Encoded;
+use crate::observer::Observer;
+
+/// Strengths of the weights' penalty that are tried, the strongest first: each fit starts where the last ended.
+const STRENGTHS: [f64; 5] = [0.01, 0.02, 0.04, 0.08, 0.16];
+
+/// A fitted head.
+pub(crate) struct Transferred {
+    pub(crate) head: Head,
+    /// What a head that has not seen the validation examples says to them.
+    pub(crate) log_probs: Vec<Vec<f32>>,
+}
+
+/// Computes every example's features once, picks the penalty with the best likelihood on the validation examples, and
+/// fits the head that is kept: on all examples, unless the validation examples are `apart`, in a file of their own.
+pub(crate) fn transfer<B: Backend>(
+    model: &Model<B>,
+    encoded: &Encoded,
+    apart: bool,
+    observer: &mut dyn Observer,
+) -> Result<Transferred> {
+    let train = encoded.train.iter().map(|example| &example.query[..]);
+    let texts: Vec<&[u32]> = train.chain(encoded.valid.iter().map(Vec::as_slice)).collect();
+    let mut computer = Features::new(encoded.prompt.shared_ids().to_vec());
+    let features = computer.compute(model, &texts, &mut |done| observer.scoring(done, texts.len()))?;
+
+    let (width, classes) = (model.config().hidden_size, encoded.labels.len());
+    let (own, held) = features.split_at(encoded.train.len() * width);
+    let weights: Vec<f32> = encoded.train.iter().map(|example| example.weight).collect();
+    let problem = HeadProblem::new(own, &encoded.train_labels, &weights, classes);
+    let judged = |head: &Head| held.chunks_exact(width).map(|row| head.log_probs(row)).collect::<Vec<_>>();
+    let mut best: Option<(f64, f64, HeadFit, Vec<Vec<f32>>)> = None;
+    let mut last = None;
+    for strength in STRENGTHS {
+        let fit = problem.fit(strength, last.as_ref());
+        let log_probs = judged(&problem.head(&fit));
+        let loss = loss(&log_probs, &encoded.valid_labels);
+        let better = best.as_ref().is_none_or(|(least, ..)| loss < *least);
+        last = Some(fit.clone());
+        if !better {
+            break;
+        }
+        best = Some((loss, strength, fit, log_probs));
+    }
+    let (_, strength, fit, log_probs) =
+        best.unwrap_or_else(|| (0.0, STRENGTHS[0], problem.fit(STRENGTHS[0], None), Vec::new()));
+    if apart {
+        return Ok(Transferred { head: problem.head(&fit), log_probs });
+    }
+    // A label that training does not have cannot be fitted.
+    let known: Vec<usize> =
+        (0..encoded.valid.len()).filter(|&row| encoded.valid_labels[row] < classes).collect();
+    let mut all = own.to_vec();
+    all.extend(known.iter().flat_map(|&row| &held[row * width..(row + 1) * width]));
+    let labels: Vec<usize> = encoded
+        .train_labels
+        .iter()
+        .copied()
+        .chain(known.iter().map(|&row| encoded.valid_labels[row]))
+        .collect();
+    let factors: Vec<f32> = {
+        let mut of_label = vec![1.0; classes];
+        encoded.train_labels.iter().zip(&weights).for_each(|(&label, &weight)| of_label[label] = weight);
+        labels.iter().map(|&label| of_label[label]).collect()
+    };
+    let problem = HeadProblem::new(&all, &labels, &factors, classes);
+    Ok(Transferred { head: problem.head(&problem.fit(strength, Some(&fit))), log_probs })
+}
+
+/// The mean of `-ln p` of the right labels, of those that training has.
+fn loss(log_probs: &[Vec<f32>], truth: &[usize]) -> f64 {
+    let losses = log_probs.iter().zip(truth).filter_map(|(row, &label)| row.get(label));
+    let (sum, count) = losses.fold((0.0, 0u32), |(sum, count), p| (sum - f64::from(*p), count + 1));
+    sum / f64::from(count.max(1))
+}
