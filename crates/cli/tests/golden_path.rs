@@ -1,5 +1,5 @@
 //! From labelled queries to a routed one, and through interruptions, on a tiny random model.
-#![allow(clippy::unwrap_used)] // A test may fail loudly anywhere, also in its helpers.
+#![allow(clippy::unwrap_used, clippy::print_stderr)] // A test may fail loudly anywhere, and says if it was skipped.
 
 mod common;
 
@@ -77,6 +77,72 @@ fn check_train_eval_route() {
         line["probability"].as_f64().unwrap() + others.sum::<f64>()
     };
     assert!((sum(&lines[0]) - 1.0).abs() < 1e-6, "three labels share all probability");
+}
+
+#[test]
+fn a_head_is_trained_judged_and_asked_like_any_run() {
+    let folder = tempfile::tempdir().unwrap();
+    queries(&folder.path().join("data.csv"), 20);
+    let train = |out: &str| {
+        let mut command = frontdesk(folder.path());
+        command.args(["train", "--method", "head", "--data", "data.csv", "--precision", "f32", "--out", out]);
+        command.arg("--base").arg(tiny_model()).output().unwrap()
+    };
+    let output = train("run");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(!folder.path().join("run/checkpoint").exists(), "a finished run leaves no checkpoint");
+    assert!(train("twin").status.success());
+    for name in ["head.safetensors", "frontdesk.json"] {
+        let read = |run: &str| std::fs::read(folder.path().join(run).join(name)).unwrap();
+        assert_eq!(read("run"), read("twin"), "{name}: the same run gives the same bytes");
+    }
+    let manifest: Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("run/frontdesk.json")).unwrap()).unwrap();
+    assert_eq!(manifest["method"], "head");
+
+    let mut command = frontdesk(folder.path());
+    command.args(["eval", "--model", "run", "--data", "data.csv", "--json", "--precision", "f32"]);
+    let output = command.args(["--min-accuracy", "0.9"]).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let mut command = frontdesk(folder.path());
+    command.args(["route", "--model", "run", "--json", "--precision", "f32", "why this fee e"]);
+    let output = command.output().unwrap();
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["label"], "fee-question", "{answer}");
+
+    let head = folder.path().join("run/head.safetensors");
+    let mut bytes = std::fs::read(&head).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&head, bytes).unwrap();
+    let output = frontdesk(folder.path()).args(["route", "--model", "run", "hello"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("head.safetensors"), "{}", stderr(&output));
+}
+
+#[test]
+fn an_encoder_gets_a_head_and_refuses_lora() {
+    let Some(encoder) = std::env::var_os("FRONTDESK_MINILM") else {
+        eprintln!("skipped: set FRONTDESK_MINILM to the folder that `frontdesk pull minilm-l6` prints");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    queries(&folder.path().join("data.csv"), 20);
+    let train = |flags: &[&str]| {
+        let mut command = frontdesk(folder.path());
+        command.args(["train", "--data", "data.csv", "--out", "run", "--base"]).arg(&encoder).args(flags);
+        command.output().unwrap()
+    };
+    let refused = train(&["--method", "lora"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).contains("--method"), "{}", stderr(&refused));
+    let output = train(&[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let output = frontdesk(folder.path())
+        .args(["route", "--model", "run", "--json", "my card is lost"])
+        .output()
+        .unwrap();
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["label"], "card_lost", "{answer}");
 }
 
 #[test]

@@ -117,7 +117,9 @@ pub(crate) fn means(outputs: &[f32], ends: &[u32], width: usize) -> Vec<f32> {
             mean.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
         }
         let tokens = (end - first) as f32;
-        mean.iter_mut().for_each(|sum| *sum /= tokens);
+        for sum in mean {
+            *sum /= tokens;
+        }
         first = end;
     }
     means

@@ -40,7 +40,7 @@ pub struct HeadFit {
 /// Iterations at most.
 const MOST_STEPS: usize = 300;
 /// The minimum is found when a step gains less than this share of the loss.
-const TOLERANCE: f64 = 1e-6;
+const TOLERANCE: f64 = 1e-4;
 /// Pairs of steps and gradient changes that stand for the curvature.
 const MEMORY: usize = 10;
 
@@ -160,7 +160,9 @@ impl HeadProblem {
                     sum += *logit;
                 }
                 *loss = weight * (max + sum.ln() - right);
-                row.iter_mut().for_each(|p| *p *= weight / sum);
+                for p in row.iter_mut() {
+                    *p *= weight / sum;
+                }
                 row[label] -= weight;
             }
         });
@@ -204,9 +206,13 @@ impl Products {
         let mut weights = vec![0.0; classes * width];
         linear::weight_backward::<f32>(&mut weights, &problem.features, &self.logits, width, classes);
         let mut gradient = Vec::with_capacity(classes * (width + 1));
-        for (class, weights) in weights.chunks_exact(width).enumerate() {
+        let mut biases = vec![0.0; classes];
+        for row in self.logits.chunks_exact(classes) {
+            biases.iter_mut().zip(row).for_each(|(sum, d)| *sum += d);
+        }
+        for (weights, bias) in weights.chunks_exact(width).zip(biases) {
             gradient.extend_from_slice(weights);
-            gradient.push(self.logits.iter().skip(class).step_by(classes).sum());
+            gradient.push(bias);
         }
         gradient
     }
@@ -224,7 +230,9 @@ fn descent(gradient: &[f32], memory: &VecDeque<(Vec<f32>, Vec<f32>, f64)>) -> Ve
     }
     if let Some((_, change, inverse)) = memory.front() {
         let scale = (1.0 / (inverse * dot64(change, change))) as f32;
-        direction.iter_mut().for_each(|d| *d *= scale);
+        for d in &mut direction {
+            *d *= scale;
+        }
     }
     for ((step, change, inverse), share) in memory.iter().zip(shares).rev() {
         let share = (share - inverse * dot64(change, &direction)) as f32;

@@ -47,8 +47,7 @@ impl<B: Backend> Model<B> {
         let reader = Reader { backend: &backend, base, storage };
         let mut blocks = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
-            let of_family = |parts: &[Part]| parts.iter().copied().filter(|&part| config.has(part)).collect();
-            let linear = |parts: &[Part]| reader.linear(layer, of_family(parts));
+            let linear = |parts: &[Part]| reader.linear(layer, parts);
             blocks.push(Block {
                 norm1: reader.norm(Part::Norm1, layer)?,
                 qkv: linear(&[Part::Query, Part::Key, Part::Value, Part::QueryKeyValue])?,
@@ -213,7 +212,9 @@ impl<B: Backend> Reader<'_, B> {
         Ok(Norm { weight, bias, eps: config.norm_eps, center, width: config.hidden_size })
     }
 
-    fn linear(&self, layer: usize, parts: Vec<Part>) -> Result<Linear<B>> {
+    /// Those of the parts that the family has, as one product.
+    fn linear(&self, layer: usize, parts: &[Part]) -> Result<Linear<B>> {
+        let parts: Vec<Part> = parts.iter().copied().filter(|&part| self.base.config.has(part)).collect();
         let names: Vec<String> = parts.iter().map(|&part| self.weight(part, layer)).collect();
         let (matrix, outputs, inputs) = self.matrix(&names)?;
         let biases = parts.iter().map(|&part| self.bias(part, layer)).collect::<Result<Option<Vec<_>>>>()?;

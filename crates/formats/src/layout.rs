@@ -44,6 +44,7 @@ pub enum Part {
 
 impl Part {
     /// The first of the parts that read the same input, and run with it as one product.
+    #[must_use]
     pub fn product(self) -> Self {
         match self {
             Self::Query | Self::Key | Self::Value | Self::QueryKeyValue => Self::Query,

@@ -119,11 +119,14 @@ impl SafetensorsFolder {
     }
 }
 
-/// Every tensor of a file, as shape and values.
+/// Tensors by name: shape (outermost first) and values.
+pub type NamedValues = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// Every tensor of a file.
 ///
 /// # Errors
 /// [`Error::Read`], [`Error::Malformed`], and [`Error::Unsupported`] for a type that is not of floats.
-pub fn read_f32(path: impl AsRef<Path>) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>> {
+pub fn read_f32(path: impl AsRef<Path>) -> Result<NamedValues> {
     let path = path.as_ref();
     let bytes = store::read(path)?;
     let mut tensors = BTreeMap::new();

@@ -16,7 +16,7 @@ pub enum Activation {
 }
 
 /// `2 sqrt(2/π)`.
-const SLOPE: f32 = 1.595_769_1;
+const SLOPE: f32 = 1.595_769;
 const CUBIC: f32 = 0.044_715;
 
 /// Writes `act`.
@@ -83,7 +83,7 @@ fn tail<L: Lanes>(l: L, size: L::V, density: L::V) -> L::V {
     let one = l.splat(1.0);
     let t = l.div(one, l.fma(size, l.splat(0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2), one));
     let mut p = l.splat(0.530_702_7);
-    for c in [-0.726_576_0, 0.710_706_9, -0.142_248_37, 0.127_414_8] {
+    for c in [-0.726_576, 0.710_706_9, -0.142_248_37, 0.127_414_8] {
         p = l.fma(p, t, l.splat(c));
     }
     l.mul(l.mul(p, t), density)

@@ -2,13 +2,14 @@
 
 use engine::{Features, Head, HeadFit, HeadProblem, Model};
 use kernels::Backend;
+use routing::calibration::Calibration;
 
 use crate::Result;
 use crate::examples::Encoded;
 use crate::observer::Observer;
 
 /// Strengths of the weights' penalty that are tried, the strongest first: each fit starts where the last ended.
-const STRENGTHS: [f64; 5] = [0.01, 0.02, 0.04, 0.08, 0.16];
+const STRENGTHS: [f64; 7] = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64];
 
 /// A fitted head.
 pub(crate) struct Transferred {
@@ -17,7 +18,8 @@ pub(crate) struct Transferred {
     pub(crate) log_probs: Vec<Vec<f32>>,
 }
 
-/// Computes every example's features once, picks the penalty with the best likelihood on the validation examples, and
+/// Computes every example's features once, picks the penalty with the best likelihood on the validation examples (after
+/// calibration, as it will be read), and
 /// fits the head that is kept: on all examples, unless the validation examples are `apart`, in a file of their own.
 pub(crate) fn transfer<B: Backend>(
     model: &Model<B>,
@@ -40,7 +42,8 @@ pub(crate) fn transfer<B: Backend>(
     for strength in STRENGTHS {
         let fit = problem.fit(strength, last.as_ref());
         let log_probs = judged(&problem.head(&fit));
-        let loss = loss(&log_probs, &encoded.valid_labels);
+        // As the kept head will be read: after calibration.
+        let loss = Calibration::fit(&log_probs, &encoded.valid_labels).nll_after;
         let better = best.as_ref().is_none_or(|(least, ..)| loss < *least);
         last = Some(fit.clone());
         if !better {
@@ -71,11 +74,4 @@ pub(crate) fn transfer<B: Backend>(
     };
     let problem = HeadProblem::new(&all, &labels, &factors, classes);
     Ok(Transferred { head: problem.head(&problem.fit(strength, Some(&fit))), log_probs })
-}
-
-/// The mean of `-ln p` of the right labels, of those that training has.
-fn loss(log_probs: &[Vec<f32>], truth: &[usize]) -> f64 {
-    let losses = log_probs.iter().zip(truth).filter_map(|(row, &label)| row.get(label));
-    let (sum, count) = losses.fold((0.0, 0u32), |(sum, count), p| (sum - f64::from(*p), count + 1));
-    sum / f64::from(count.max(1))
 }
