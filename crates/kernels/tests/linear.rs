@@ -7,6 +7,7 @@ use common::{Random, assert_close};
 use half::f16;
 use kernels::linear::{
     BlockFormat, Layer, PackedAdapter, PackedMatrix, Target, adapter_backward, backward, forward, reference,
+    weight_backward,
 };
 use kernels::{Element, Slot, bf16, pool};
 use proptest::prelude::*;
@@ -240,6 +241,32 @@ fn rows_stand_alone<E: Element>() {
         assert_eq!(r.d_x, whole.d_x[of(130)], "d_x of {rows} rows from {first}");
         assert_eq!(r.narrow_d_x, whole.narrow_d_x[of(130)]);
         assert_eq!(r.d_mid, whole.d_mid[of(mid_width)]);
+    }
+}
+
+fn check_weight_gradient<E: Element>(inputs: usize, outputs: usize, rows: usize, seed: u64) {
+    let mut random = Random(seed);
+    let (x, d_y) = (random.vec::<E>(rows * inputs), random.vec::<E>(rows * outputs));
+    let before = random.vec::<f32>(outputs * inputs);
+    let (mut fast, mut plain) = (before.clone(), before.clone());
+    weight_backward(&mut fast, &x, &d_y, inputs, outputs);
+    reference::weight_backward(&mut plain, &x, &d_y, inputs, outputs);
+    for o in 0..outputs {
+        for i in 0..inputs {
+            let terms = (0..rows).map(|t| (x[t * inputs + i].to_f32() * d_y[t * outputs + o].to_f32()).abs());
+            let size = before[o * inputs + i].abs() + terms.sum::<f32>();
+            let (fast, plain) = (fast[o * inputs + i], plain[o * inputs + i]);
+            assert!((fast - plain).abs() <= 2e-6 * size.max(1e-3), "({o}, {i}): {fast}, expected {plain}");
+        }
+    }
+}
+
+#[test]
+fn the_gradient_of_a_weight_is_plain_and_adds_up() {
+    for (inputs, outputs, rows, seed) in [(5, 3, 1, 1), (384, 77, 130, 2), (33, 31, 700, 3), (130, 12, 37, 4)]
+    {
+        check_weight_gradient::<f32>(inputs, outputs, rows, seed);
+        check_weight_gradient::<bf16>(inputs, outputs, rows, seed);
     }
 }
 

@@ -288,6 +288,16 @@ fn long_chains_and_long_segments_are_exact_up_to_rounding() {
 }
 
 #[test]
+fn a_window_hides_what_lies_further_back() {
+    let parts = [(0, 9, true), (1, 6, false), (2, 4, false), (1, 3, false)];
+    for window in [1, 4, 11, 19, 500] {
+        let shape = AttentionShape { window: Some(window), ..shape(3, 2, 16, Mask::Causal) };
+        check::<f32>(&parts, &shape, 21);
+        check::<f32>(&[(0, 40, false)], &shape, 22);
+    }
+}
+
+#[test]
 fn reference_backward_is_the_slope_of_the_forward_pass() {
     let (tree, shape) =
         (tree(&[(0, 3, false), (1, 2, false), (1, 4, false), (3, 2, false)]), shape(2, 2, 3, Mask::Causal));
