@@ -207,7 +207,7 @@ fn a_plan_says_what_it_takes_before_anything_is_spent() {
     assert!(measured["peak_memory_bytes"].as_u64().unwrap() > 1_000_000);
     let flags = [
         "--examples-per-s",
-        "2",
+        "5",
         "--queries-per-s",
         "10",
         "--epochs",
@@ -219,7 +219,7 @@ fn a_plan_says_what_it_takes_before_anything_is_spent() {
     ];
     let given = plan(&flags);
     let (rows, held) = (given["training_rows"].as_f64().unwrap(), given["validation_rows"].as_f64().unwrap());
-    let seconds = (3.0 * rows + 2.0 * 5.0 * held) / 2.0;
+    let seconds = (3.0 * rows + 2.0 * 5.0 * held) / 5.0;
     assert!((given["minutes"].as_f64().unwrap() - seconds / 60.0).abs() < 1e-9, "{given}");
     assert!((given["training_cost"].as_f64().unwrap() - seconds / 6000.0).abs() < 1e-9, "{given}");
     let models = given["models"].as_array().unwrap();

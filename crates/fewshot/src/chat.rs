@@ -150,7 +150,7 @@ fn tokens(value: &Value) -> Vec<(String, f64)> {
     items.iter().map(token).collect::<Option<_>>().unwrap_or_default()
 }
 
-/// The server's words about an error: OpenAI's form, FastAPI's, or a plain text.
+/// The server's words about an error: OpenAI's form, a validation error's, or a plain text.
 pub(crate) fn error_message(value: &Value) -> Option<String> {
     let error = &value["error"];
     let found = [&error["message"], error, &value["message"], &value["detail"]];

@@ -178,10 +178,9 @@ impl Client {
                 Fault::Final(refused("check the model's name and the address, which mostly ends with /v1"))
             }
             (_, "context_length_exceeded") => Fault::Final(refused("the prompt is too long; lower --shots")),
-            (408 | 409 | 425 | 429, _) => Fault::Passing(plain(), asked),
             // A server that trips over a feature often calls it its own fault.
             (500 | 501, _) if names_a_feature(&words) => Fault::Unsupported(words, plain()),
-            (500.., _) => Fault::Passing(plain(), asked),
+            (408 | 409 | 425 | 429 | 500.., _) => Fault::Passing(plain(), asked),
             (400 | 405 | 415 | 422, _) => Fault::Unsupported(
                 words,
                 refused("the request is not understood; a shorter prompt may be (--shots)"),

@@ -179,15 +179,6 @@ pub(crate) fn shown(url: &Url) -> String {
 mod tests {
     use super::*;
 
-    /// A model at an address with a key, whatever the environment says; an empty key is none.
-    ///
-    /// # Errors
-    /// [`Error::Spec`] when the address is none.
-    pub fn with_key(model: &str, url: &str, key: &str) -> Result<Self> {
-        let variable = |name: &str| (name == KEY_VARIABLE).then(|| key.to_owned());
-        Self::read(&format!("{model}@{url}"), variable)
-    }
-
     fn read(spec: &str, variables: &[(&str, &str)]) -> Result<Endpoint> {
         let find = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
         Endpoint::read(spec, find)

@@ -85,7 +85,9 @@ impl<'a> Prompts<'a> {
         let mut hash = Hash::default();
         hash.text(self.template.source());
         hash.number(self.labels.len());
-        self.labels.iter().for_each(|label| hash.text(label));
+        for label in self.labels {
+            hash.text(label);
+        }
         hash.number(self.shots.pool().len());
         for shot in self.shots.pool() {
             hash.text(&shot.text);
@@ -94,7 +96,9 @@ impl<'a> Prompts<'a> {
         for row in 0..self.rows.len() {
             let shots = self.shots.indices(row);
             hash.number(shots.len());
-            shots.iter().for_each(|&shot| hash.number(shot as usize));
+            for &shot in shots {
+                hash.number(shot as usize);
+            }
         }
         hash.hex()
     }

@@ -20,8 +20,8 @@ use crate::progress;
 /// Flags about large language models.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Args {
-    /// Ask this model for the same rows: MODEL of OpenAI (or OPENAI_BASE_URL), MODEL@URL of any compatible server, or
-    /// MODEL@URL#VARIABLE where another variable than OPENAI_API_KEY holds the key; may be given again.
+    /// Ask this model for the same rows: MODEL of OpenAI (or `OPENAI_BASE_URL`), MODEL@URL of any compatible server,
+    /// or MODEL@URL#VARIABLE where another variable than `OPENAI_API_KEY` holds the key; may be given again.
     #[arg(long, value_name = "MODEL[@URL]")]
     pub(crate) against: Vec<String>,
     #[command(flatten)]
@@ -135,7 +135,7 @@ impl PriceArgs {
 /// What a large model is compared on.
 pub(crate) struct Rows<'a> {
     /// The evaluation rows.
-    pub(crate) rows: &'a [Example],
+    pub(crate) asked: &'a [Example],
     /// The rows that the router was trained on.
     pub(crate) train: &'a [Example],
     /// The labels.
@@ -208,7 +208,7 @@ fn ask_one(
     prices: &Prices,
 ) -> anyhow::Result<Option<Competitor>> {
     let name = format!("{}, {shots}", endpoint.model);
-    let prompts = Prompts::new(rows.train, rows.rows, rows.labels, options)?;
+    let prompts = Prompts::new(rows.train, rows.asked, rows.labels, options)?;
     if prompts.kept_out() > 0 {
         eprintln!(
             "{} training rows are near copies of evaluation rows and stay out of the prompt",
@@ -221,7 +221,7 @@ fn ask_one(
         shots: shots.to_owned(),
         prompt: prompts.prompt_sha256(),
         rows: prompts.rows_sha256(),
-        count: rows.rows.len(),
+        count: rows.asked.len(),
     };
     let folder = args.recordings.clone().unwrap_or_else(|| rows.run.join("fewshot"));
     let price = prices.of(&endpoint.model).copied();
@@ -231,11 +231,11 @@ fn ask_one(
         let timeout = Duration::from_secs(args.timeout);
         let client = Client::new(endpoint.clone(), Backoff::default(), timeout)?;
         let asking = AskOptions { concurrency: args.concurrency.into(), price, max_cost: args.max_cost };
-        let mut watch = Watch(progress::rows(&name, rows.rows.len()));
+        let mut watch = Watch(progress::rows(&name, rows.asked.len()));
         let mut counter = TokenCounter::new(rows.count);
         let ending = ask_all(client, &prompts, &mut recording, &asking, &mut counter, &mut watch);
         watch.0.finish_and_clear();
-        let (answered, all) = (recording.answered(), rows.rows.len());
+        let (answered, all) = (recording.answered(), rows.asked.len());
         let kept =
             || format!("{name}: {answered} of {all} answers are kept in {}", recording.path().display());
         if let Ending::OutOfBudget { spent } = ending.with_context(kept)? {
@@ -247,7 +247,7 @@ fn ask_one(
     let reader = LabelReader::new(rows.labels);
     let summary = Summary::new(&answers, &reader, price.as_ref());
     let mut predictions: Vec<Prediction> = rows
-        .rows
+        .asked
         .iter()
         .zip(&answers)
         .map(|(example, answer)| {

@@ -153,7 +153,7 @@ fn ask<B: Backend>(
 ) -> anyhow::Result<Vec<Option<Competitor>>> {
     let count = |text: &str| router.tokens(text).unwrap_or(text.len());
     let rows = against::Rows {
-        rows: &data.examples,
+        asked: &data.examples,
         train,
         labels: known,
         run: &args.model,

@@ -155,8 +155,11 @@ fn whole(
     headers: &[(&'static str, String)],
     body: &str,
 ) -> std::io::Result<()> {
-    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    write!(stream, "HTTP/1.1 {status} X\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len())
+    let mut head = format!("HTTP/1.1 {status} X\r\n");
+    for (name, value) in headers {
+        head += &[name, ": ", value, "\r\n"].concat();
+    }
+    write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len())
 }
 
 fn read(reader: &mut BufReader<&TcpStream>) -> Option<(String, Value)> {
