@@ -22,7 +22,7 @@ use crate::progress;
 pub(crate) struct Args {
     /// Ask this model for the same rows: MODEL of OpenAI (or `OPENAI_BASE_URL`), MODEL@URL of any compatible server,
     /// or MODEL@URL#VARIABLE where another variable than `OPENAI_API_KEY` holds the key; may be given again.
-    #[arg(long, value_name = "MODEL[@URL]")]
+    #[arg(long, value_name = "MODEL[@URL]", value_delimiter = ',')]
     pub(crate) against: Vec<String>,
     #[command(flatten)]
     pub(crate) shots: ShotArgs,

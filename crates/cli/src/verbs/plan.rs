@@ -43,7 +43,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "X")]
     queries_per_s: Option<f64>,
     /// Large models to price.
-    #[arg(long, value_name = "MODEL", default_values = ["gpt-4o", "gpt-4o-mini"])]
+    #[arg(long, value_name = "MODEL", value_delimiter = ',', default_values = ["gpt-4o", "gpt-4o-mini"])]
     against: Vec<String>,
     #[command(flatten)]
     shots: ShotArgs,
