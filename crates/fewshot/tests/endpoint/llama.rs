@@ -27,7 +27,7 @@ impl Llama {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
         let mut command = Command::new(python);
         command.args(["-m", "llama_cpp.server", "--model", model, "--host", "127.0.0.1", "--port", &port]);
-        command.args(["--n_ctx", "2048", "--n_threads", "2"]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(["--n_ctx", "2048", "--n_threads", "1"]).stdout(Stdio::null()).stderr(Stdio::null());
         let mut llama = Self(command.spawn().unwrap());
         let begun = Instant::now();
         while TcpStream::connect(format!("127.0.0.1:{port}")).is_err() {
