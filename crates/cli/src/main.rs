@@ -30,9 +30,11 @@ enum Verb {
     Pull(verbs::pull::Args),
     /// Examine data files: labels, duplicates, contradictions, leaks, lengths.
     Check(verbs::check::Args),
+    /// Say what training, and a large model instead, will take: tokens, minutes, memory, money.
+    Plan(verbs::plan::Args),
     /// Fine-tune a base model on labelled queries and write a run folder.
     Train(verbs::train::Args),
-    /// Judge a trained router on labelled queries, beside a linear baseline.
+    /// Judge a trained router on labelled queries, beside a linear baseline and large models.
     Eval(verbs::eval::Args),
     /// Send queries to departments: arguments, or lines of standard input.
     Route(verbs::route::Args),
@@ -55,6 +57,7 @@ fn run() -> anyhow::Result<Done> {
         Verb::Demo(args) => verbs::demo::run(&args),
         Verb::Pull(args) => verbs::pull::run(&args),
         Verb::Check(args) => verbs::check::run(&args),
+        Verb::Plan(args) => verbs::plan::run(&args),
         Verb::Train(args) => verbs::train::run(&args),
         Verb::Eval(args) => verbs::eval::run(&args),
         Verb::Route(args) => verbs::route::run(&args),

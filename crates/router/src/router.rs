@@ -71,6 +71,14 @@ impl<B: Backend> Router<B> {
         &self.manifest.labels[index].text
     }
 
+    /// How many tokens a text has, when it stands alone.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn tokens(&self, text: &str) -> Result<usize> {
+        Ok(self.tokenizer.encode_plain(text)?.len())
+    }
+
     /// What runs and how.
     pub fn device(&self) -> String {
         self.model.backend().name()

@@ -70,6 +70,16 @@ impl Observer for Clock {
     }
 }
 
+impl Clock {
+    /// The steps after the warm-up and how long they took.
+    fn timed(&self) -> (f64, &[(Instant, usize, usize, usize)]) {
+        let (warm_up, timed) = self.0.split_at(self.0.len().min(WARM_UP as usize));
+        let seconds =
+            |(first, last): (&(Instant, _, _, _), &(Instant, _, _, _))| (last.0 - first.0).as_secs_f64();
+        (warm_up.last().zip(timed.last()).map_or(0.0, seconds), timed)
+    }
+}
+
 fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     let device = backend.name();
     let mut result = match (&args.model, args.what) {
@@ -89,38 +99,64 @@ fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
 }
 
 fn training_speed<B: Backend>(backend: B, args: &Args) -> anyhow::Result<serde_json::Value> {
-    let folder = tempfile::tempdir()?;
-    let base = BaseModel::open(base_path(&args.base)?)?;
-    let config = base.config.clone();
-    let fields = args.fields.options();
-    let mut recipe = args.recipe.recipe()?;
-    recipe.method = Some(Method::Lora);
-    recipe.max_steps = Some(WARM_UP + args.repeats);
-    // Every step is timed alone: no validation in between, and hardly any at the end.
-    (recipe.validate_every, recipe.max_validation) = (Some(u64::MAX), 8);
-    let data = TrainData::new(routing::read(&args.data, &fields)?, None, &fields, &recipe)?;
-    let plan = Plan {
-        data: args.data.clone(),
-        valid: None,
-        text_field: fields.text_field,
-        label_field: fields.label_field,
-        base: args.base.clone(),
-        recipe,
-        checkpoint_seconds: f32::from(u16::MAX),
-    };
+    let (clock, config) =
+        timed_steps(backend, &args.data, &args.fields, &args.base, &args.recipe, args.repeats)?;
     let peak = match args.device.precision {
         Precision::Bf16 => kernels::peak_flops::<kernels::bf16>(),
         Precision::F32 => kernels::peak_flops::<f32>(),
     };
-    let mut clock = Clock::default();
-    router::train(backend, base, &data, &plan, &folder.path().join("run"), false, &mut clock)?;
     Ok(training(&clock, &config, peak))
 }
 
+/// Training examples a second, over this many steps.
+pub(crate) fn examples_per_s<B: Backend>(
+    backend: B,
+    data: &Path,
+    fields: &FieldArgs,
+    base: &str,
+    recipe: &RecipeArgs,
+    steps: u64,
+) -> anyhow::Result<f64> {
+    let (clock, _) = timed_steps(backend, data, fields, base, recipe, steps)?;
+    let (seconds, timed) = clock.timed();
+    Ok(timed.iter().map(|step| step.1).sum::<usize>() as f64 / seconds)
+}
+
+/// Trains so many steps after the warm-up.
+fn timed_steps<B: Backend>(
+    backend: B,
+    data: &Path,
+    fields: &FieldArgs,
+    base: &str,
+    recipe: &RecipeArgs,
+    steps: u64,
+) -> anyhow::Result<(Clock, ModelConfig)> {
+    let folder = tempfile::tempdir()?;
+    let model = BaseModel::open(base_path(base)?)?;
+    let config = model.config.clone();
+    let fields = fields.options();
+    let mut recipe = recipe.recipe()?;
+    recipe.method = Some(Method::Lora);
+    recipe.max_steps = Some(WARM_UP + steps);
+    // Every step is timed alone: no validation in between, and hardly any at the end.
+    (recipe.validate_every, recipe.max_validation) = (Some(u64::MAX), 8);
+    let rows = TrainData::new(routing::read(data, &fields)?, None, &fields, &recipe)?;
+    let plan = Plan {
+        data: data.to_owned(),
+        valid: None,
+        text_field: fields.text_field,
+        label_field: fields.label_field,
+        base: base.to_owned(),
+        recipe,
+        checkpoint_seconds: f32::from(u16::MAX),
+    };
+    let mut clock = Clock::default();
+    router::train(backend, model, &rows, &plan, &folder.path().join("run"), false, &mut clock)?;
+    Ok((clock, config))
+}
+
 fn training(clock: &Clock, config: &ModelConfig, peak: f64) -> serde_json::Value {
-    let timed = &clock.0[WARM_UP as usize..];
-    let start = clock.0[WARM_UP as usize - 1].0;
-    let seconds = timed.last().map_or(0.0, |last| (last.0 - start).as_secs_f64());
+    let (seconds, timed) = clock.timed();
     let sum =
         |pick: fn(&(Instant, usize, usize, usize)) -> usize| timed.iter().map(pick).sum::<usize>() as f64;
     // Forward and input gradient of every frozen linear layer, two operations a weight each.

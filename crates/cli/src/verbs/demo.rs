@@ -11,7 +11,7 @@ use routing::doctor::{CheckOptions, check};
 
 use crate::Done;
 use crate::device::{DeviceArgs, on_device};
-use crate::verbs::{FieldArgs, base_path, eval, open_router, route, train};
+use crate::verbs::{FieldArgs, against, base_path, eval, open_router, route, train};
 
 const TRAIN: &str = include_str!("../../../../examples/insurance/train.json");
 const TEST: &str = include_str!("../../../../examples/insurance/test.json");
@@ -92,6 +92,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
         limit: None,
         min_accuracy: None,
         json: false,
+        against: against::Args::default(),
         device: args.device.clone(),
     };
     let command = format!(

@@ -11,12 +11,13 @@ use router::{Manifest, Method, Query, Router, TrainData};
 use routing::compare::{Answers, Comparison};
 use routing::linear::{LinearConfig, LinearModel};
 use routing::report::{Alternative, Fact, Input, ModelSection, Prediction, Provenance, Report, Seconds};
-use routing::{Dataset, ReadOptions};
-use serde_json::json;
+use routing::{Dataset, Example, ReadOptions};
+use serde_json::{Value, json};
 
 use crate::Done;
 use crate::device::{DeviceArgs, on_device};
 use crate::progress;
+use crate::verbs::against::{self, Competitor};
 use crate::verbs::route::alternatives;
 use crate::verbs::{FieldArgs, open_router, peak_memory};
 
@@ -53,6 +54,8 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
+    pub(crate) against: against::Args,
+    #[command(flatten)]
     pub(crate) device: DeviceArgs,
 }
 
@@ -82,39 +85,82 @@ fn judge<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     section.calibration = Some(manifest.calibration.clone());
     section.facts = facts(&router, predictions.len() as f64 / seconds);
 
-    let mut models = vec![section];
-    let mut comparisons = Vec::new();
-    match baseline(args, manifest, &known, &data) {
-        Ok((linear, answers)) => {
-            let column =
-                |rows: &[Prediction]| rows.iter().map(|row| row.predicted.clone()).collect::<Vec<_>>();
-            let (first, second) = (column(&predictions), column(&answers));
-            let truth: Vec<&str> = predictions.iter().map(|row| row.label.as_str()).collect();
-            let (first, second) = (names(&first), names(&second));
-            let (a, b) = (
-                Answers { name: &models[0].name, predicted: &first },
-                Answers { name: &linear.name, predicted: &second },
-            );
-            comparisons.push(Comparison::new(&truth, a, b, SEED));
-            models.push(linear);
-        }
+    let training = training_rows(args, manifest);
+    let mut others = Vec::new();
+    match &training {
+        Ok(train) => others.push(baseline(train, &known, &data)),
         Err(error) => eprintln!("no linear baseline: {error:#}; name its training data with --train-data"),
     }
+    let linear = others.len();
+    let train = training.unwrap_or_default();
+    let competitors = ask(args, &router, &train, &known, &data, predictions.len() as f64 / seconds)?;
+    let stopped = competitors.iter().any(Option::is_none);
+    let competitors: Vec<Competitor> = competitors.into_iter().flatten().collect();
+    others.extend(competitors.iter().map(|other| (other.section.clone(), other.predictions.clone())));
+    let comparisons: Vec<Comparison> =
+        others.iter().map(|(other, rows)| compare(&section.name, &predictions, &other.name, rows)).collect();
+    let beside = Beside {
+        baseline: others[..linear].first().map(|(other, _)| {
+            json!({
+                "name": other.name, "accuracy": other.metrics.accuracy, "macro": other.metrics.macro_avg,
+                "comparison": comparisons.first(),
+            })
+        }),
+        against: competitors.iter().zip(&comparisons[linear..]).map(|(it, with)| it.to_json(with)).collect(),
+    };
+    let models = std::iter::once(section).chain(others.into_iter().map(|(other, _)| other)).collect();
     let title = format!("{} on {}", short(&args.model), short(&args.data));
     let report = Report { title, models, comparisons, made: provenance(args, manifest, &data) };
     if let Some(folder) = &args.report {
         write_report(folder, &report)?;
         eprintln!("report: {}", folder.join("report.html").display());
     }
-    print(args, &report, seconds)?;
+    print(args, &report, seconds, &beside)?;
     let accuracy = report.models[0].metrics.accuracy;
     Ok(match args.min_accuracy {
         Some(bar) if accuracy < bar => {
             eprintln!("accuracy {accuracy:.4} is below the bar of {bar}");
             Done::BelowTheBar
         }
+        _ if stopped => Done::BelowTheBar,
         _ => Done::Fully,
     })
+}
+
+/// What the JSON output says of the models beside the judged one.
+struct Beside {
+    baseline: Option<Value>,
+    against: Vec<Value>,
+}
+
+fn compare(name: &str, rows: &[Prediction], other: &str, others: &[Prediction]) -> Comparison {
+    let column = |rows: &[Prediction]| rows.iter().map(|row| row.predicted.clone()).collect::<Vec<_>>();
+    let (first, second) = (column(rows), column(others));
+    let truth: Vec<&str> = rows.iter().map(|row| row.label.as_str()).collect();
+    let (a, b) =
+        (Answers { name, predicted: &names(&first) }, Answers { name: other, predicted: &names(&second) });
+    Comparison::new(&truth, a, b, SEED)
+}
+
+/// The large models' answers, where any are asked for.
+fn ask<B: Backend>(
+    args: &Args,
+    router: &Router<B>,
+    train: &[Example],
+    known: &[String],
+    data: &Dataset,
+    queries_per_s: f64,
+) -> anyhow::Result<Vec<Option<Competitor>>> {
+    let count = |text: &str| router.tokens(text).unwrap_or(text.len());
+    let rows = against::Rows {
+        asked: &data.examples,
+        train,
+        labels: known,
+        run: &args.model,
+        queries_per_s,
+        count: &count,
+    };
+    against::ask(&args.against, &rows)
 }
 
 fn predict<B: Backend>(router: &mut Router<B>, data: &Dataset) -> anyhow::Result<(Vec<Prediction>, f64)> {
@@ -151,13 +197,8 @@ fn names(column: &[String]) -> Vec<&str> {
     column.iter().map(String::as_str).collect()
 }
 
-/// A TF-IDF + linear model trained on the rows that the router was trained on.
-fn baseline(
-    args: &Args,
-    manifest: &Manifest,
-    known: &[String],
-    data: &Dataset,
-) -> anyhow::Result<(ModelSection, Vec<Prediction>)> {
+/// The rows that the router was trained on, without those that it was validated on.
+fn training_rows(args: &Args, manifest: &Manifest) -> anyhow::Result<Vec<Example>> {
     let record = &manifest.data;
     let fields =
         ReadOptions { text_field: record.text_field.clone(), label_field: record.label_field.clone() };
@@ -169,13 +210,17 @@ fn baseline(
         file.path.display()
     );
     let valid = manifest.valid.as_ref().map(|valid| read(&valid.path)).transpose()?;
-    let rows = TrainData::new(file, valid, &fields, &manifest.recipe)?;
+    Ok(TrainData::new(file, valid, &fields, &manifest.recipe)?.train().to_vec())
+}
+
+/// A TF-IDF + linear model trained on the rows that the router was trained on.
+fn baseline(train: &[Example], known: &[String], data: &Dataset) -> (ModelSection, Vec<Prediction>) {
     let begun = Instant::now();
-    let texts: Vec<&str> = rows.train().iter().map(|example| example.text.as_str()).collect();
+    let texts: Vec<&str> = train.iter().map(|example| example.text.as_str()).collect();
     let index = |name: &String| known.iter().position(|label| label == name).unwrap_or_default();
-    let labels: Vec<usize> = rows.train().iter().map(|example| index(&example.label)).collect();
+    let labels: Vec<usize> = train.iter().map(|example| index(&example.label)).collect();
     let model = LinearModel::train(&texts, &labels, known.len(), &LinearConfig::default());
-    let train = Some(begun.elapsed().as_secs_f64());
+    let trained = Some(begun.elapsed().as_secs_f64());
     let begun = Instant::now();
     let predictions: Vec<Prediction> = data
         .examples
@@ -188,8 +233,8 @@ fn baseline(
             alternatives: Vec::new(),
         })
         .collect();
-    let seconds = Seconds { train, evaluate: Some(begun.elapsed().as_secs_f64()) };
-    Ok((ModelSection::new("TF-IDF + linear SVM", known, &predictions, seconds), predictions))
+    let seconds = Seconds { train: trained, evaluate: Some(begun.elapsed().as_secs_f64()) };
+    (ModelSection::new("TF-IDF + linear SVM", known, &predictions, seconds), predictions)
 }
 
 fn facts<B: Backend>(router: &Router<B>, per_second: f64) -> Vec<Fact> {
@@ -252,7 +297,7 @@ fn write_report(folder: &Path, report: &Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print(args: &Args, report: &Report, seconds: f64) -> anyhow::Result<()> {
+fn print(args: &Args, report: &Report, seconds: f64, beside: &Beside) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     let section = &report.models[0];
     if args.json {
@@ -261,11 +306,11 @@ fn print(args: &Args, report: &Report, seconds: f64) -> anyhow::Result<()> {
         json["queries_per_s"] = json!(section.metrics.n as f64 / seconds);
         json["reliability"] = json!(section.reliability);
         json["routed"] = json!(section.routed);
-        if let Some(baseline) = report.models.get(1) {
-            json["baseline"] = json!({
-                "name": baseline.name, "accuracy": baseline.metrics.accuracy, "macro": baseline.metrics.macro_avg,
-                "comparison": report.comparisons.first(),
-            });
+        if let Some(baseline) = &beside.baseline {
+            json["baseline"] = baseline.clone();
+        }
+        if !args.against.against.is_empty() {
+            json["against"] = json!(beside.against);
         }
         writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?;
         return Ok(());

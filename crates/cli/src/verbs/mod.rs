@@ -1,9 +1,11 @@
 //! One file per verb.
 
+pub(crate) mod against;
 pub(crate) mod bench;
 pub(crate) mod check;
 pub(crate) mod demo;
 pub(crate) mod eval;
+pub(crate) mod plan;
 pub(crate) mod pull;
 pub(crate) mod route;
 pub(crate) mod train;

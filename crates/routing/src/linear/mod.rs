@@ -1,9 +1,11 @@
 //! The linear baseline: TF-IDF features and one linear support vector machine per label.
 
+mod neighbours;
 mod ngrams;
 mod svm;
 mod tfidf;
 
+pub use neighbours::Neighbours;
 use tfidf::Tfidf;
 
 /// How the linear model is trained; the defaults are what the reports use.

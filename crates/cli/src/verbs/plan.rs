@@ -1,0 +1,342 @@
+//! `frontdesk plan`: what training and the alternatives will take, before anything is spent.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use fewshot::{BreakEven, Endpoint, Hardware, Prices, PromptOptions, Prompts, Structure, TokenCounter};
+use formats::{BaseModel, Tokenizer};
+use kernels::Backend;
+use router::{Recipe, TrainData};
+use routing::Example;
+use serde::Serialize;
+
+use crate::Done;
+use crate::device::{DeviceArgs, on_device};
+use crate::verbs::against::{PriceArgs, ShotArgs, break_even_line};
+use crate::verbs::bench;
+use crate::verbs::train::RecipeArgs;
+use crate::verbs::{FieldArgs, base_path, peak_memory};
+
+/// Flags of `plan`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// Labelled queries to train on.
+    #[arg(long, value_name = "FILE", required_unless_present = "show_prices")]
+    data: Option<PathBuf>,
+    /// Labelled queries to validate on; without it some of the data is held out.
+    #[arg(long, value_name = "FILE")]
+    valid: Option<PathBuf>,
+    /// Queries that a large model would be asked.
+    #[arg(long, value_name = "FILE")]
+    test: Option<PathBuf>,
+    #[command(flatten)]
+    fields: FieldArgs,
+    /// Base model.
+    #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
+    base: String,
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Training examples a second, as `bench train` prints them; measured in a few steps when not given.
+    #[arg(long, value_name = "X")]
+    examples_per_s: Option<f64>,
+    /// Queries a second, as `bench route` prints them; estimated from the training speed when not given.
+    #[arg(long, value_name = "X")]
+    queries_per_s: Option<f64>,
+    /// Large models to price.
+    #[arg(long, value_name = "MODEL", value_delimiter = ',', default_values = ["gpt-4o", "gpt-4o-mini"])]
+    against: Vec<String>,
+    #[command(flatten)]
+    shots: ShotArgs,
+    #[command(flatten)]
+    prices: PriceArgs,
+    /// Print the built-in price file and do nothing else.
+    #[arg(long)]
+    show_prices: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// Steps that are timed.
+const TIMED_STEPS: u64 = 3;
+/// Queries whose prompts are counted at most.
+const COUNTED: usize = 100;
+/// A validation row costs as much as this many training examples (BANKING77 on two cores: 77 ms against 41).
+const EXAMPLES_A_VALIDATION_ROW: f64 = 2.0;
+/// Queries routed in the time of one training example (BANKING77 on two cores: 57 a second against 25).
+const QUERIES_AN_EXAMPLE: f64 = 2.0;
+/// Validations in a run, and once more at its end.
+const VALIDATIONS: f64 = 4.0;
+
+/// What is to be expected.
+#[derive(Debug, Serialize)]
+struct Forecast {
+    training_rows: usize,
+    validation_rows: usize,
+    labels: usize,
+    epochs: f32,
+    /// Tokens of the training conversations, each counted once.
+    training_tokens: u64,
+    examples_per_s: f64,
+    /// Whether the speed was measured just now.
+    measured: bool,
+    minutes: f64,
+    /// Of the measured steps; training stays about there, since the rows of a pass are bounded.
+    peak_memory_bytes: Option<u64>,
+    training_cost: f64,
+    queries_per_s: f64,
+    hardware_per_hour: f64,
+    prices_as_of: String,
+    models: Vec<Remote>,
+}
+
+/// One large model with one prompt.
+#[derive(Debug, Serialize)]
+struct Remote {
+    name: String,
+    shots: String,
+    /// Tokens of a prompt and of an answer, counted with the base model's tokenizer.
+    prompt_tokens: f64,
+    answer_tokens: f64,
+    /// `None` where the price is not known.
+    cost_per_1000: Option<f64>,
+    /// As a batch job that may take a day.
+    batch_cost_per_1000: Option<f64>,
+    /// USD for all rows of the test file.
+    test_rows_cost: Option<f64>,
+    /// USD for fine-tuning it on the same data for as many epochs.
+    fine_tuning_cost: Option<f64>,
+    break_even: Option<BreakEven>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
+    if args.show_prices {
+        print!("{}", Prices::built_in_text());
+        return Ok(Done::Fully);
+    }
+    let forecast = on_device!(args.device, forecast, args)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&forecast)?);
+    } else {
+        print!("{}", forecast.render());
+    }
+    Ok(Done::Fully)
+}
+
+fn forecast<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Forecast> {
+    let path = args.data.as_ref().ok_or_else(|| anyhow::anyhow!("--data FILE is missing"))?;
+    let (fields, prices) = (args.fields.options(), args.prices.read()?);
+    let recipe = args.recipe.recipe()?;
+    let file = routing::read(path, &fields)?;
+    let (labels, all) = (file.labels(), file.examples.len());
+    let valid = args.valid.as_ref().map(|valid| routing::read(valid, &fields)).transpose()?;
+    let given = valid.as_ref().map(|valid| valid.examples.len());
+    let data = TrainData::new(file, valid, &fields, &recipe)?;
+    let validation_rows = given.unwrap_or(all - data.train().len());
+    let tokenizer = BaseModel::open(base_path(&args.base)?)?.tokenizer()?;
+    let test =
+        args.test.as_ref().map(|test| routing::read(test, &fields)).transpose()?.map(|test| test.examples);
+
+    let measured = args.examples_per_s.is_none();
+    let examples_per_s = match args.examples_per_s {
+        Some(given) => given,
+        None => bench::examples_per_s(backend, path, &args.fields, &args.base, &args.recipe, TIMED_STEPS)?,
+    };
+    anyhow::ensure!(examples_per_s > 0.0, "--examples-per-s is {examples_per_s}, expected a number above 0");
+    let queries_per_s = args.queries_per_s.unwrap_or(QUERIES_AN_EXAMPLE * examples_per_s);
+    let seconds = seconds(&recipe, data.train().len(), validation_rows) / examples_per_s;
+    let (_, epochs) = recipe.sized_for(data.train().len());
+    let mut forecast = Forecast {
+        training_rows: data.train().len(),
+        validation_rows,
+        labels: labels.len(),
+        epochs,
+        training_tokens: training_tokens(data.train(), &recipe, &tokenizer),
+        examples_per_s,
+        measured,
+        minutes: seconds / 60.0,
+        peak_memory_bytes: peak_memory().filter(|_| measured),
+        training_cost: prices.hardware.cost(seconds),
+        queries_per_s,
+        hardware_per_hour: prices.hardware.per_hour,
+        prices_as_of: prices.as_of.clone(),
+        models: Vec::new(),
+    };
+    let queries = test.as_deref().unwrap_or(data.train());
+    for (shots, options) in args.shots.prompts()? {
+        let (prompt_tokens, answer_tokens) =
+            prompt_tokens(data.train(), queries, &labels, &options, &tokenizer)?;
+        for model in &args.against {
+            let model = Endpoint::from_env(model)?.model;
+            forecast.add(model, &shots, prompt_tokens, answer_tokens, test.as_ref().map(Vec::len), &prices);
+        }
+    }
+    Ok(forecast)
+}
+
+/// The work of a run, in training examples.
+fn seconds(recipe: &Recipe, train: usize, valid: usize) -> f64 {
+    let (batch, epochs) = recipe.sized_for(train);
+    let planned = f64::from(epochs) * train as f64;
+    let examples = recipe.max_steps.map_or(planned, |steps| planned.min(steps as f64 * batch as f64));
+    let validations =
+        recipe.validate_every.map_or(VALIDATIONS, |every| examples / batch as f64 / every.max(1) as f64);
+    let scored = validations * valid.min(recipe.max_validation) as f64 + valid as f64;
+    examples + EXAMPLES_A_VALIDATION_ROW * scored
+}
+
+/// Tokens of the training rows as conversations of system message, query and label.
+fn training_tokens(train: &[Example], recipe: &Recipe, tokenizer: &Tokenizer) -> u64 {
+    // What a chat format puts around three messages.
+    const AROUND: usize = 12;
+    let system = count(tokenizer, &recipe.system);
+    let tokens = |example: &Example| {
+        let own = example.system.as_deref().map_or(system, |own| count(tokenizer, own));
+        let history: usize = example.history.iter().map(|turn| count(tokenizer, &turn.text)).sum();
+        (AROUND + own + history + count(tokenizer, &example.text) + count(tokenizer, &example.label)) as u64
+    };
+    train.iter().map(tokens).sum()
+}
+
+fn count(tokenizer: &Tokenizer, text: &str) -> usize {
+    tokenizer.encode_plain(text).map_or(text.len(), |ids| ids.len())
+}
+
+/// Mean tokens of a prompt and of an answer, over rows spread evenly.
+fn prompt_tokens(
+    train: &[Example],
+    queries: &[Example],
+    labels: &[String],
+    options: &PromptOptions,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<(f64, f64)> {
+    let sample: Vec<Example> =
+        queries.iter().step_by(queries.len().div_ceil(COUNTED).max(1)).cloned().collect();
+    let prompts = Prompts::new(train, &sample, labels, options)?;
+    let mut counter = TokenCounter::new(|text: &str| count(tokenizer, text));
+    let mut tokens = 0;
+    for row in 0..sample.len() {
+        tokens += counter.prompt(&prompts.messages(row, Structure::Schema)?);
+    }
+    let answer = |label: &String| count(tokenizer, &serde_json::json!({ "label": label }).to_string());
+    let answers: usize = labels.iter().map(answer).sum();
+    Ok((tokens as f64 / sample.len().max(1) as f64, answers as f64 / labels.len().max(1) as f64))
+}
+
+impl Forecast {
+    fn add(
+        &mut self,
+        name: String,
+        shots: &str,
+        prompt_tokens: f64,
+        answer_tokens: f64,
+        test_rows: Option<usize>,
+        prices: &Prices,
+    ) {
+        let price = prices.of(&name);
+        let per_1000 = fewshot::Usage {
+            prompt: (1e3 * prompt_tokens) as u64,
+            cached: 0,
+            completion: (1e3 * answer_tokens) as u64,
+        };
+        let cost_per_1000 = price.map(|price| price.cost(&per_1000));
+        self.models.push(Remote {
+            shots: shots.to_owned(),
+            prompt_tokens,
+            answer_tokens,
+            cost_per_1000,
+            batch_cost_per_1000: price.and_then(|price| Some(price.batch? * cost_per_1000?)),
+            test_rows_cost: test_rows.and_then(|rows| Some(cost_per_1000? * rows as f64 / 1e3)),
+            fine_tuning_cost: price
+                .and_then(|price| price.fine_tuning(self.training_tokens, self.epochs.into())),
+            break_even: cost_per_1000.map(|cost| BreakEven::new(prices.hardware, self.queries_per_s, cost)),
+            name,
+        });
+    }
+
+    fn render(&self) -> String {
+        let mut out = String::new();
+        let mut line = |name: &str, value: String| {
+            let _ = writeln!(out, "{name:<22} {value}");
+        };
+        line(
+            "data",
+            format!(
+                "{} rows to train on, {} to validate on, {} labels",
+                self.training_rows, self.validation_rows, self.labels
+            ),
+        );
+        line(
+            "tokens",
+            format!("{} in the training rows, seen {:.1} times", self.training_tokens, self.epochs),
+        );
+        let how = if self.measured { "measured in a few steps" } else { "as given" };
+        line(
+            "time",
+            format!(
+                "{:.0} minutes at {:.1} examples a second ({how})",
+                self.minutes.max(1.0),
+                self.examples_per_s
+            ),
+        );
+        if let Some(bytes) = self.peak_memory_bytes {
+            line("peak memory", format!("{:.2} GB in these steps", bytes as f64 / 1e9));
+        }
+        line(
+            "money",
+            format!("{:.2} USD on a machine at {} USD an hour", self.training_cost, self.hardware_per_hour),
+        );
+        for model in &self.models {
+            let _ = writeln!(out, "\n{}, {} (prices of {})", model.name, model.shots, self.prices_as_of);
+            out.push_str(&model.render(Hardware { per_hour: self.hardware_per_hour }));
+        }
+        out
+    }
+}
+
+impl Remote {
+    fn render(&self, hardware: Hardware) -> String {
+        let mut out = String::new();
+        let mut line = |name: &str, value: String| {
+            let _ = writeln!(out, "  {name:<20} {value}");
+        };
+        let (prompt, answer) = (self.prompt_tokens, self.answer_tokens);
+        line("tokens a query", format!("{prompt:.0} in, {answer:.0} out, by the base model's tokenizer"));
+        match self.cost_per_1000 {
+            None => line("money", "its price is not known; add it to a file for --prices".to_owned()),
+            Some(cost) => {
+                let batch = self
+                    .batch_cost_per_1000
+                    .map_or_else(String::new, |batch| format!(", {batch:.2} as a batch"));
+                line("1,000 queries", format!("{cost:.2} USD{batch}"));
+            }
+        }
+        if let Some(cost) = self.test_rows_cost {
+            line("the test rows", format!("{cost:.2} USD"));
+        }
+        if let Some(cost) = self.fine_tuning_cost {
+            line("fine-tuning it", format!("{cost:.2} USD for the same data and epochs"));
+        }
+        if let Some(it) = &self.break_even {
+            line("break-even", break_even_line(it, hardware));
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_its_epochs_and_its_validations() {
+        let recipe = Recipe { epochs: Some(3.0), batch: Some(32), ..Recipe::default() };
+        // Four validations of at most 500 rows and one of all, at two examples a row.
+        assert!((seconds(&recipe, 9600, 400) - (28_800.0 + 2.0 * 2000.0)).abs() < 1e-6);
+        assert!((seconds(&recipe, 9600, 1000) - (28_800.0 + 2.0 * 3000.0)).abs() < 1e-6);
+        let short = Recipe { max_steps: Some(10), ..recipe };
+        assert!((seconds(&short, 9600, 0) - 320.0).abs() < 1e-6);
+    }
+}
