@@ -63,8 +63,13 @@ fn missing_files_and_folders() {
 fn flags_that_make_no_sense() {
     let folder = tempfile::tempdir().unwrap();
     queries(&folder.path().join("data.csv"), 4);
-    for flags in [&["--lr", "-1"][..], &["--rank", "0"], &["--targets", "q_proj,nose"], &["--epochs", "nan"]]
-    {
+    for flags in [
+        &["--lr", "-1"][..],
+        &["--rank", "0"],
+        &["--targets", "q_proj,nose"],
+        &["--epochs", "nan"],
+        &["--precision", "int8"],
+    ] {
         let mut command = frontdesk(folder.path());
         command.args(["train", "--data", "data.csv", "--base"]).arg(tiny_model()).args(flags);
         let output = command.output().unwrap();

@@ -1,7 +1,9 @@
 //! A model on a device: frozen weights, and the places where LoRA attaches.
 
+use std::borrow::Cow;
+
 use formats::{BaseModel, DType, ModelConfig, Part};
-use kernels::{Activation, AttentionShape, Backend, BlockFormat, Gate, Linear, Mask, Norm, Slot};
+use kernels::{Activation, AttentionShape, Backend, BlockFormat, Encoding, Gate, Linear, Mask, Norm, Slot};
 
 use crate::Result;
 use crate::block::Block;
@@ -105,6 +107,25 @@ impl<B: Backend> Model<B> {
         let mut parameters = self.backend.wide(adapter.values.len());
         self.backend.upload(&mut parameters, 0, &adapter.values);
         self.refresh(&parameters);
+    }
+
+    /// Merges the adapter into the weights, and encodes them and the output head: for routing, where neither changes
+    /// any more.
+    pub fn merge(&mut self, adapter: &Adapter, encoding: Encoding) {
+        let entries = adapter.lora.entries(&self.config);
+        let mut parameters = self.backend.wide(adapter.values.len());
+        self.backend.upload(&mut parameters, 0, &adapter.values);
+        for (layer, block) in self.blocks.iter_mut().enumerate() {
+            let of_layer = entries.iter().filter(|entry| entry.layer == layer);
+            block.open_slots(of_layer.copied(), adapter.lora.scale());
+            for linear in block.linears_mut() {
+                if !linear.slots.is_empty() {
+                    self.backend.refresh(linear, &parameters);
+                }
+                self.backend.merge(linear, encoding);
+            }
+        }
+        self.head = Some(self.backend.encode(self.head(), encoding));
     }
 
     /// Lays out new parameter values for the products.
@@ -241,7 +262,8 @@ impl<B: Backend> Reader<'_, B> {
         let tensors = names.iter().map(|name| self.base.tensor(name)).collect::<formats::Result<Vec<_>>>()?;
         let (rows, cols) = (tensors.iter().map(formats::Tensor::rows).sum(), tensors[0].row_len());
         if let (Storage::AsStored, Some(format)) = (self.storage, block_format(&tensors, cols)) {
-            let raw: Vec<u8> = tensors.iter().flat_map(|tensor| tensor.bytes.iter().copied()).collect();
+            let parts: Vec<&[u8]> = tensors.iter().map(|tensor| &tensor.bytes[..]).collect();
+            let raw = if let [whole] = parts[..] { Cow::Borrowed(whole) } else { parts.concat().into() };
             return Ok((self.backend.matrix_from_blocks(format, rows, cols, &raw), rows, cols));
         }
         let matrix = self.backend.matrix(rows, cols, &mut |mut row, out| {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use formats::BaseModel;
-use kernels::{Backend, Cpu};
+use kernels::{Backend, Cpu, Encoding};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -312,10 +312,15 @@ fn minilm_is_what_transformers_says_of_it() {
 
 #[test]
 fn label_scores_equal_transformers() {
-    for name in ["tied", "scaled"] {
+    for (name, merged) in [("tied", false), ("scaled", false), ("tied", true), ("scaled", true)] {
         let case = Case::open(name);
         let mut model = case.model(Cpu::<f32>::new());
-        model.attach(&case.adapter(&model, "adapter"));
+        let adapter = case.adapter(&model, "adapter");
+        if merged {
+            model.merge(&adapter, Encoding::Compute);
+        } else {
+            model.attach(&adapter);
+        }
         let options = ScorerOptions { epsilon: 0.0, spare_tokens: 3, ..ScorerOptions::default() };
         let mut scorer = Scorer::new(&model, case.trie(), case.prefix.clone(), options).unwrap();
         let examples = case.examples();
@@ -354,10 +359,14 @@ fn the_error_bound_holds() {
 
 #[test]
 fn an_answer_does_not_depend_on_the_batch() {
-    fn bits<B: Backend>(backend: B) {
+    fn bits<B: Backend>(backend: B, encoding: Option<Encoding>) {
         let case = Case::open("scaled");
         let mut model = case.model(backend);
-        model.attach(&case.adapter(&model, "adapter"));
+        let adapter = case.adapter(&model, "adapter");
+        match encoding {
+            Some(encoding) => model.merge(&adapter, encoding),
+            None => model.attach(&adapter),
+        }
         let examples = case.examples();
         let queries: Vec<&[u32]> = examples.iter().map(|e| &e.query[..]).collect();
         let mut scorer =
@@ -367,8 +376,10 @@ fn an_answer_does_not_depend_on_the_batch() {
             assert_eq!(&scorer.score(&model, &[query]).unwrap()[0], together);
         }
     }
-    bits(Cpu::<f32>::new());
-    bits(Cpu::<kernels::bf16>::new());
+    for encoding in [None, Some(Encoding::Compute), Some(Encoding::Int8)] {
+        bits(Cpu::<f32>::new(), encoding);
+        bits(Cpu::<kernels::bf16>::new(), encoding);
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 
+use crate::map::Bytes;
 use crate::safetensors::{contents, dtype};
 use crate::{DType, Error, Result, quant, store};
 
@@ -217,7 +218,7 @@ impl Adapter {
         let path = folder.join(CONFIG);
         let config = AdapterConfig::from_json(store::read_json(&path)?, &path)?;
         let path = folder.join(WEIGHTS);
-        let bytes = store::read(&path)?;
+        let bytes = Bytes::map(&path)?;
         let mut tensors = BTreeMap::new();
         for (name, info, range) in contents(&bytes, &path)? {
             let dtype = dtype(info.dtype, &name, &path)?;

@@ -1,13 +1,15 @@
 //! Speed of the linear layers of SmolLM2-135M with LoRA of rank 16, as GFLOP/s and share of the measured peak.
 //!
-//! `cargo run --release -p kernels --example linear [bf16|q4_1|f32]`; `q4_1` multiplies in bf16 too.
+//! `cargo run --release -p kernels --example linear [bf16|q4_1|f32|int8]`; `q4_1` multiplies in bf16 too, and `int8` has
+//! no backward pass and no LoRA: it is for routing, against the same in bf16.
 
 #![allow(clippy::print_stdout)] // its purpose
 
 use std::time::{Duration, Instant};
 
 use kernels::linear::{
-    BlockFormat, Layer, PackedAdapter, PackedMatrix, Target, adapter_backward, backward, forward,
+    BlockFormat, Encoding, Layer, PackedAdapter, PackedMatrix, Target, adapter_backward, backward, forward,
+    merge,
 };
 use kernels::{Element, Slot, bf16, cross_entropy, isa, peak_flops, pool};
 
@@ -39,6 +41,43 @@ fn main() {
     }
     if wanted("f32") {
         report::<f32>(None);
+    }
+    if wanted("int8") {
+        routing();
+    }
+}
+
+/// Merged layers in bf16 and in 8 bits, forward only, at the rows of one query and of many.
+fn routing() {
+    println!("layer      M     bf16                int8 (operations of integers)");
+    for rows in [1, 4, 12, 20, 64, 512] {
+        let mut totals = [0.0; 2];
+        for shape in &SHAPES {
+            let x = Random(1).vec::<bf16>(rows * shape.inputs);
+            let mut y = vec![bf16::ZERO; rows * shape.outputs];
+            let matrix = matrix::<bf16>(None, shape.outputs, shape.inputs, &mut Random(2));
+            let plain = Layer { matrix: &matrix, bias: None, slots: &[], adapter: None };
+            let bytes = merge(&plain, Encoding::Int8);
+            let bytes = Layer { matrix: &bytes, ..plain };
+            let seconds = [&plain, &bytes].map(|layer| {
+                let mut y = Target::Narrow(&mut y);
+                best(|| {
+                    let y = match &mut y {
+                        Target::Narrow(y) => Target::Narrow(y),
+                        _ => unreachable!("made above"),
+                    };
+                    forward(y, &mut [], &x, layer, rows);
+                })
+            });
+            let operations = 2.0 * (rows * shape.inputs * shape.outputs) as f64 / 1e9;
+            let [bf16, int8] =
+                seconds.map(|seconds| format!("{:7.1} us {:4.0} G/s", 1e6 * seconds, operations / seconds));
+            println!("{:8} {rows:3}   {bf16}   {int8}", shape.name);
+            if shape.name != "head" {
+                totals.iter_mut().zip(seconds).for_each(|(total, seconds)| *total += seconds);
+            }
+        }
+        println!("block    {rows:3}   {:7.1} us            {:7.1} us", 1e6 * totals[0], 1e6 * totals[1]);
     }
 }
 

@@ -1,7 +1,8 @@
 //! The list of ops that a device offers to the engine.
 
 use crate::{
-    Activation, AdamW, AttentionShape, BlockFormat, Direction, Gate, KvColumns, Linear, Norm, TreeLayout,
+    Activation, AdamW, AttentionShape, BlockFormat, Direction, Encoding, Gate, KvColumns, Linear, Norm,
+    TreeLayout,
 };
 
 /// Where a product goes.
@@ -136,6 +137,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
     /// Lays out the layer's LoRA matrices from the parameters `(all slots' A and B)` for this step's products.
     fn refresh(&self, linear: &mut Linear<Self>, parameters: &Self::Wide);
+    /// Puts `W + scale B A` in place of the frozen matrix, and takes the slots away: for routing. A device without
+    /// products of integers keeps the compute type instead.
+    fn merge(&self, linear: &mut Linear<Self>, encoding: Encoding);
+    /// A copy of a frozen matrix in another encoding.
+    fn encode(&self, matrix: &Self::Matrix, encoding: Encoding) -> Self::Matrix;
     /// `mid = scale * x A^T` for every slot, `y = x W^T + bias + mid B^T`.
     /// Shapes: `y` `(T, O)`, `x` `(T, I)`, `mid` `(T, sum of R)`.
     fn linear(

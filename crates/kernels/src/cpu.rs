@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use crate::linear::{Layer, PackedAdapter, PackedMatrix, Target};
 use crate::{
-    Activation, AdamW, AttentionShape, Backend, BlockFormat, Direction, Element, Gate, KvColumns, Linear,
-    Norm, Output, PassSpec, TreeLayout, activation, adamw, attention, cross_entropy, element, embed, gated,
-    isa, linear, norm, rotary,
+    Activation, AdamW, AttentionShape, Backend, BlockFormat, Direction, Element, Encoding, Gate, KvColumns,
+    Linear, Norm, Output, PassSpec, TreeLayout, activation, adamw, attention, cross_entropy, element, embed,
+    gated, isa, linear, norm, rotary,
 };
 
 /// The processor, computing in `E`.
@@ -192,6 +192,13 @@ impl<E: Element> Backend for Cpu<E> {
 
     fn refresh(&self, linear: &mut Linear<Self>, parameters: &Vec<f32>) {
         linear.adapter.get_or_insert_default().refresh(parameters, &linear.slots, linear.inputs);
+    }
+    fn merge(&self, linear: &mut Linear<Self>, encoding: Encoding) {
+        linear.matrix = linear::merge(&Self::layer(linear), encoding);
+        (linear.slots, linear.adapter) = (Vec::new(), None);
+    }
+    fn encode(&self, matrix: &PackedMatrix<E>, encoding: Encoding) -> PackedMatrix<E> {
+        linear::merge(&Layer { matrix, bias: None, slots: &[], adapter: None }, encoding)
     }
     fn linear(&self, y: Output<'_, Self>, mid: &mut Vec<E>, x: &Vec<E>, linear: &Linear<Self>, rows: usize) {
         linear::forward(Self::target(y), mid, x, &Self::layer(linear), rows);

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use crate::linear::bytes::Rounded;
 use crate::linear::kernel::{COLUMNS, ROWS};
 use crate::linear::product::{Left, RowPanels, multiply, pack_rows};
 use crate::linear::words::Scratch;
@@ -12,7 +13,7 @@ use crate::pool::{self, Shared};
 use crate::{Element, Isa, isa};
 
 /// Bytes of logits that are kept at a time, more or less. More rows share the work of expanding the head.
-const CHUNK_BYTES: usize = 40 << 20;
+const CHUNK_BYTES: usize = 20 << 20;
 /// Columns of the vocabulary whose exponentials are summed at a time, in panels of the head.
 const SEGMENT_PANELS: usize = 32;
 const SEGMENT: usize = SEGMENT_PANELS * COLUMNS;
@@ -85,6 +86,46 @@ fn chunks(rows: usize, vocabulary: usize) -> impl Iterator<Item = Range<usize>> 
     (0..count).map(move |i| i * rows / count..(i + 1) * rows / count)
 }
 
+/// The rows of `h`, ready for products with the head.
+enum Rows {
+    Values { rows: RowPanels, packed: Scratch, k_words: usize },
+    Bytes(Rounded),
+}
+
+impl Rows {
+    fn new<'h, E: Element>(
+        rows: RowPanels,
+        row: impl Fn(usize) -> &'h [E] + Sync,
+        head: &PackedMatrix<E>,
+    ) -> Self {
+        if head.is_bytes() {
+            return Self::Bytes(Rounded::new(rows.rows, head.cols(), row));
+        }
+        let k_words = head.cols().div_ceil(E::PAIR);
+        let mut packed = Scratch::take(rows.rows * k_words);
+        for panel in 0..rows.count {
+            let of = rows.rows_of(panel);
+            pack_rows(E::kernels(), &mut packed[of.start * k_words..of.end * k_words], of, &row);
+        }
+        Self::Values { rows, packed, k_words }
+    }
+
+    fn multiply<E: Element>(
+        &self,
+        head: &PackedMatrix<E>,
+        panels: Range<usize>,
+        store: &(impl Fn(Range<usize>, usize, &mut [f32]) + Sync),
+    ) {
+        match self {
+            Self::Bytes(rounded) => rounded.multiply(head, panels, store),
+            Self::Values { rows, packed, k_words } => {
+                let left = Left { words: packed, k_words: *k_words };
+                multiply::<E>(*rows, left, &head.forward(panels), left, &(), store);
+            }
+        }
+    }
+}
+
 /// The logits of some rows, as exponentials: `exp(z - max)` with a maximum for each row and segment.
 struct Logits {
     rows: RowPanels,
@@ -110,13 +151,7 @@ impl Logits {
             wanted.iter().all(|(_, token)| (*token as usize) < vocabulary),
             "a token is not below {vocabulary}"
         );
-        let k_words = head.cols().div_ceil(E::PAIR);
-        let mut packed = Scratch::take(rows.rows * k_words);
-        for panel in 0..rows.count {
-            let of = rows.rows_of(panel);
-            pack_rows(kernels, &mut packed[of.start * k_words..of.end * k_words], of, &row);
-        }
-        let left = Left { words: &packed, k_words };
+        let left = Rows::new(rows, row, head);
         // An odd number of cache lines between rows: a tile's rows do not compete for the same cache sets.
         let stride = vocabulary.div_ceil(COLUMNS) * COLUMNS + 16;
         let segments = vocabulary.div_ceil(SEGMENT);
@@ -128,8 +163,7 @@ impl Logits {
             let panels =
                 segment * SEGMENT_PANELS..((segment + 1) * SEGMENT_PANELS).min(vocabulary.div_ceil(COLUMNS));
             let columns = segment * SEGMENT..((segment + 1) * SEGMENT).min(vocabulary);
-            let right = head.forward(panels.clone());
-            multiply::<E>(rows, left, &right, left, &(), &|rows: Range<usize>, panel, tile: &mut [f32]| {
+            left.multiply(head, panels.clone(), &|rows: Range<usize>, panel, tile: &mut [f32]| {
                 let first = (panels.start + panel) * COLUMNS;
                 for (t, tile) in rows.zip(tile.chunks_exact(COLUMNS)) {
                     // SAFETY: no other job has these columns; the padding of the last segment lies in the row.
@@ -210,16 +244,14 @@ impl Logits {
 
 /// The plain versions.
 pub mod reference {
-    use super::{Element, PackedMatrix};
+    use super::{Element, PackedMatrix, Target};
+    use crate::linear::{Layer, reference};
 
     fn logits<E: Element>(h: &[E], head: &PackedMatrix<E>) -> Vec<f32> {
-        let mut row = vec![0.0; head.cols()];
-        (0..head.rows())
-            .map(|token| {
-                head.read_row(token, &mut row);
-                h.iter().zip(&row).map(|(h, w)| h.to_f32() * w).sum()
-            })
-            .collect()
+        let mut z = vec![0.0; head.rows()];
+        let layer = Layer { matrix: head, bias: None, slots: &[], adapter: None };
+        reference::forward(Target::Wide(&mut z), &mut [], h, &layer, 1);
+        z
     }
 
     fn log_sum_exp(z: &[f32]) -> f32 {

@@ -9,10 +9,12 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod blocks;
+pub(crate) mod bytes;
 mod exp;
 mod gradient;
 pub(crate) mod kernel;
 mod matrix;
+mod merge;
 mod peak;
 mod portable;
 pub(crate) mod product;
@@ -31,6 +33,7 @@ use crate::{Backend, Element, Isa, isa};
 pub use self::adapter::PackedAdapter;
 pub use self::blocks::BlockFormat;
 pub use self::matrix::PackedMatrix;
+pub use self::merge::{Encoding, merge};
 pub use self::peak::peak_flops;
 
 /// One LoRA pair on a range of a layer's output rows (a fused layer such as q/k/v has one for each part).
@@ -99,8 +102,13 @@ pub enum Target<'a, E> {
 /// # Panics
 /// When a slice is shorter than its shape.
 pub fn forward<E: Element>(y: Target<'_, E>, mid: &mut [E], x: &[E], layer: &Layer<'_, E>, rows: usize) {
+    let bytes = layer.matrix.is_bytes();
+    assert!(!bytes || layer.slots.is_empty(), "LoRA is merged before weights become bytes");
     if isa::current() == Isa::Scalar {
         return reference::forward(y, mid, x, layer, rows);
+    }
+    if bytes {
+        return bytes::forward(y, x, layer.matrix, layer.bias, rows);
     }
     let outputs = layer.matrix.rows();
     let folded = layer.adapter.map(|adapter| &adapter.forward);

@@ -1,8 +1,11 @@
 //! Queries in, departments out.
 
+use std::panic::resume_unwind;
+use std::thread::ScopedJoinHandle;
+
 use engine::{Model, Storage};
 use formats::{BaseModel, Tokenizer};
-use kernels::Backend;
+use kernels::{Backend, Encoding};
 use routing::calibration::{Decision, top};
 
 use crate::Result;
@@ -40,23 +43,39 @@ pub struct Router<B: Backend> {
 }
 
 impl<B: Backend> Router<B> {
-    /// Loads the base model, what the run trained, and its frozen prompt.
+    /// Loads the base model, what the run trained, and its frozen prompt. LoRA is merged into the weights, in
+    /// `encoding`; a head's model stays as the head was fitted on it.
     ///
     /// # Errors
     /// When the base is not the one the run was trained on, or a file does not fit.
-    pub fn open(backend: B, run: RunFolder, base: &BaseModel) -> Result<Self> {
-        run.check_base(base)?;
-        let mut model = Model::load(backend, base, Storage::Expanded)?;
-        let tokenizer = run.tokenizer()?;
+    pub fn open(backend: B, run: RunFolder, base: &BaseModel, encoding: Encoding) -> Result<Self> {
+        let method = run.manifest.method;
+        let storage = match method {
+            Method::Lora => Storage::AsStored,
+            Method::Head => Storage::Expanded,
+        };
+        // Hashing the base takes about as long as loading it.
+        let (checked, adapter, tokenizer, model) = std::thread::scope(|scope| {
+            let checked = scope.spawn(|| run.check_base(base));
+            let files = scope.spawn(|| {
+                let adapter = (method == Method::Lora).then(|| run.adapter(&base.config)).transpose();
+                (adapter, run.tokenizer())
+            });
+            let model = Model::load(backend, base, storage);
+            let (adapter, tokenizer) = join(files);
+            (join(checked), adapter, tokenizer, model)
+        });
+        checked?;
+        let (adapter, tokenizer, mut model) = (adapter?, tokenizer?, model?);
         let prompt = &run.manifest.prompt;
-        let scoring = match run.manifest.method {
-            Method::Lora => {
-                model.attach(&run.adapter(model.config())?);
+        let scoring = match adapter {
+            Some(adapter) => {
+                model.merge(&adapter, encoding);
                 let labels: Vec<Vec<u32>> =
                     run.manifest.labels.iter().map(|label| label.ids.clone()).collect();
                 Scoring::tokens(&model, &labels, prompt)?
             }
-            Method::Head => Scoring::head(run.head(model.config())?, prompt),
+            None => Scoring::head(run.head(model.config())?, prompt),
         };
         Ok(Self { manifest: run.manifest, model, scoring, tokenizer })
     }
@@ -103,4 +122,9 @@ impl<B: Backend> Router<B> {
         };
         Ok(scores.into_iter().zip(&encoded).map(answer).collect())
     }
+}
+
+/// What a thread returned; its panic goes on in this one.
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }

@@ -99,11 +99,12 @@ fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
 }
 
 fn training_speed<B: Backend>(backend: B, args: &Args) -> anyhow::Result<serde_json::Value> {
+    args.device.check_training()?;
     let (clock, config) =
         timed_steps(backend, &args.data, &args.fields, &args.base, &args.recipe, args.repeats)?;
     let peak = match args.device.precision {
-        Precision::Bf16 => kernels::peak_flops::<kernels::bf16>(),
-        Precision::F32 => kernels::peak_flops::<f32>(),
+        Some(Precision::F32) => kernels::peak_flops::<f32>(),
+        _ => kernels::peak_flops::<kernels::bf16>(),
     };
     Ok(training(&clock, &config, peak))
 }
@@ -173,7 +174,7 @@ fn training(clock: &Clock, config: &ModelConfig, peak: f64) -> serde_json::Value
 }
 
 fn routing_speed<B: Backend>(backend: B, args: &Args, run: &Path) -> anyhow::Result<serde_json::Value> {
-    let mut router = open_router(backend, run, None)?;
+    let mut router = open_router(backend, run, None, args.device.encoding())?;
     let rows = routing::read(&args.data, &args.fields.options())?.examples;
     let queries: Vec<Query<'_>> = rows.iter().take(100 * args.repeats as usize).map(Query::from).collect();
     anyhow::ensure!(!queries.is_empty(), "{} holds no queries", args.data.display());

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use formats::{BaseModel, store};
-use kernels::Backend;
+use kernels::{Backend, Encoding};
 use router::Query;
 use routing::ReadOptions;
 use routing::doctor::{CheckOptions, check};
@@ -103,7 +103,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
     eval::run(&eval_args)?;
 
     step(5, "routing", &format!("frontdesk route --model {} \"…\"", run.display()));
-    on_device!(args.device, route_three, &run)?;
+    on_device!(args.device, route_three, &run, args.device.encoding())?;
 
     eprintln!();
     eprintln!("The report is {}.", place("report").join("report.html").display());
@@ -115,8 +115,8 @@ fn step(number: u32, what: &str, command: &str) {
     eprintln!("\n── {number}/5 {what} · {command}");
 }
 
-fn route_three<B: Backend>(backend: B, run: &Path) -> anyhow::Result<()> {
-    let mut router = open_router(backend, run, None)?;
+fn route_three<B: Backend>(backend: B, run: &Path, encoding: Encoding) -> anyhow::Result<()> {
+    let mut router = open_router(backend, run, None, encoding)?;
     let answers = router.route(&QUERIES.map(Query::new))?;
     for (text, answer) in QUERIES.iter().zip(&answers) {
         println!("{}", route::to_line(&router, text, answer));

@@ -71,7 +71,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
 fn judge<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     let mut data = routing::read(&args.data, &args.fields.options())?;
     data.examples.truncate(args.limit.unwrap_or(usize::MAX));
-    let mut router = open_router(backend, &args.model, args.base.as_deref())?;
+    let mut router = open_router(backend, &args.model, args.base.as_deref(), args.device.encoding())?;
     let (predictions, seconds) = predict(&mut router, &data)?;
     if let Some(path) = &args.predictions {
         write_predictions(path, &predictions)?;

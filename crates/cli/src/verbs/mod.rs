@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use formats::BaseModel;
 use hub::Hub;
+use kernels::{Backend, Encoding};
 use router::{Router, RunFolder};
 use routing::ReadOptions;
 
@@ -42,10 +43,15 @@ fn base_path(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// Opens a run with its base model: the one it names, or the one the user does.
-fn open_router<B: kernels::Backend>(backend: B, run: &Path, base: Option<&str>) -> anyhow::Result<Router<B>> {
+fn open_router<B: Backend>(
+    backend: B,
+    run: &Path,
+    base: Option<&str>,
+    encoding: Encoding,
+) -> anyhow::Result<Router<B>> {
     let run = RunFolder::open(run)?;
     let base = BaseModel::open(base_path(base.unwrap_or(&run.manifest.base.source))?)?;
-    Ok(Router::open(backend, run, &base)?)
+    Ok(Router::open(backend, run, &base, encoding)?)
 }
 
 /// The process's peak memory in bytes, where the system tells.

@@ -40,7 +40,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
 }
 
 fn route<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
-    let mut router = open_router(backend, &args.model, args.base.as_deref())?;
+    let mut router = open_router(backend, &args.model, args.base.as_deref(), args.device.encoding())?;
     if !args.text.is_empty() {
         answer(&mut router, &args.text, args)?;
         return Ok(Done::Fully);

@@ -223,6 +223,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
 
 /// Trains as the flags say and reports the result on stderr.
 pub(crate) fn train(args: &Args) -> anyhow::Result<Outcome> {
+    args.device.check_training()?;
     let plan = if args.resume { Plan::of_interrupted(&args.out)? } else { plan(args)? };
     let fields = ReadOptions { text_field: plan.text_field.clone(), label_field: plan.label_field.clone() };
     let data = routing::read(&plan.data, &fields)?;

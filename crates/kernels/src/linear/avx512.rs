@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 use self::pack::{expand_block, lanes32, pack_rows, turn_block, weave_rows};
 use super::blocks::BlockFormat;
 use super::exp::{HIGHEST, LN_2_HIGH, LN_2_LOW, LOG2_E, LOWEST, POLYNOMIAL};
-use super::kernel::{COLUMNS, Compute, ROWS, Segment, widened};
+use super::kernel::{COLUMNS, Compute, Multiply, ROWS, Segment, widened};
 
 macro_rules! checked {
     ($($(#[$doc:meta])* fn $name:ident<E>($($arg:ident: $type:ty),*) $(-> $out:ty)? { $($check:expr;)* } $to:path;)*) => {
@@ -46,8 +46,8 @@ checked! {
     fn spin<E>(rounds: usize) -> usize {} spin_registers::<E>;
 }
 
-pub(super) fn tile<E: Compute>(
-    c: &mut [f32],
+pub(super) fn tile<M: Multiply>(
+    c: &mut [M::Sum],
     add: bool,
     segments: &[Segment<'_>],
     rows: usize,
@@ -60,9 +60,9 @@ pub(super) fn tile<E: Compute>(
             match (rows, width) {
                 // SAFETY: this table is only in use on processors with these instructions, and the slices are as
                 // long as the tile needs, as just checked.
-                $(($rows, COLUMNS) => unsafe { tile_registers::<E, $rows, 2>(c, add, segments) },)*
+                $(($rows, COLUMNS) => unsafe { tile_registers::<M, $rows, 2>(c, add, segments) },)*
                 // SAFETY: as above.
-                $(($rows, 16) => unsafe { tile_registers::<E, $rows, 1>(c, add, segments) },)*
+                $(($rows, 16) => unsafe { tile_registers::<M, $rows, 1>(c, add, segments) },)*
                 _ => panic!("no tile of {rows} x {width}"),
             }
         };
@@ -76,6 +76,10 @@ widened! {
     fn add(out: &mut [f32], values: &[f32]);
     fn scale(values: &mut [f32], factor: f32);
     fn max(values: &[f32]) -> f32;
+    fn to_bytes<E>(out: &mut [i8], values: &[E]) -> (f32, i32);
+    fn from_sums(out: &mut [f32], sums: &[i32], start: i32, factor: f32, scales: &[f32]);
+    fn peaks(peaks: &mut [f32; COLUMNS], values: &[f32]);
+    fn weave_bytes(out: &mut [u32], values: &[f32], factors: &[f32; COLUMNS]);
 }
 
 pub(super) fn exp(values: &mut [f32], shift: f32) -> f32 {
@@ -83,29 +87,33 @@ pub(super) fn exp(values: &mut [f32], shift: f32) -> f32 {
     unsafe { exp_values(values, shift) }
 }
 
+/// The sums of bytes are integers, in the bits of `sum`.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn multiply_add<E: Compute>(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
-    if E::PAIR == 2 {
-        // SAFETY: three types of the same 64 bytes.
-        let (a, b) = unsafe {
-            (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b))
-        };
-        _mm512_dpbf16_ps(sum, a, b)
-    } else {
-        _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum)
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")]
+fn multiply_add<M: Multiply>(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
+    match M::PAIR {
+        4 => _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(sum), b, a)),
+        2 => {
+            // SAFETY: three types of the same 64 bytes.
+            let (a, b) = unsafe {
+                (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b))
+            };
+            _mm512_dpbf16_ps(sum, a, b)
+        }
+        _ => _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum),
     }
 }
 
 /// # Safety
 /// `c` holds `R * COLUMNS` values; each segment `words * R` words of `a` and `words * V * 16` of `b`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn tile_registers<E: Compute, const R: usize, const V: usize>(
-    c: &mut [f32],
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")]
+unsafe fn tile_registers<M: Multiply, const R: usize, const V: usize>(
+    c: &mut [M::Sum],
     add: bool,
     segments: &[Segment<'_>],
 ) {
-    let c = c.as_mut_ptr();
+    const { assert!(size_of::<M::Sum>() == size_of::<f32>()) };
+    let c = c.as_mut_ptr().cast::<f32>();
     let mut sums = [[_mm512_setzero_ps(); V]; R];
     // SAFETY: the pointers stay within the lengths that the caller promised.
     unsafe {
@@ -126,7 +134,7 @@ unsafe fn tile_registers<E: Compute, const R: usize, const V: usize>(
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let row = _mm512_set1_epi32(a.add(r).read() as i32);
                     for (sum, column) in sums.iter_mut().zip(columns) {
-                        *sum = multiply_add::<E>(*sum, row, column);
+                        *sum = multiply_add::<M>(*sum, row, column);
                     }
                 }
                 (a, b) = (a.add(R), b.add(V * 16));
@@ -190,7 +198,7 @@ fn exp_values(values: &mut [f32], shift: f32) -> f32 {
     _mm512_reduce_add_ps(sum)
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")]
 fn spin_registers<E: Compute>(rounds: usize) -> usize {
     let one = _mm512_set1_epi32(std::hint::black_box(0x3f80_3f80));
     let mut sums = [_mm512_setzero_ps(); 24];

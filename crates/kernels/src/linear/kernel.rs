@@ -1,7 +1,7 @@
 //! What a processor's instruction set gives to the products: one table of functions for each element type.
 //!
-//! Everything packed is made of 32-bit words: one f32, or two bf16 that follow each other along the summed dimension
-//! `k` (the lower half first). A product is `C = A B`: rows of `A` come in panels of up to [`ROWS`], packed
+//! Everything packed is made of 32-bit words: one f32, two bf16 or four bytes that follow each other along the summed
+//! dimension `k` (the lowest bits first). A product is `C = A B`: rows of `A` come in panels of up to [`ROWS`], packed
 //! `[k words][rows]`; columns of `B` in panels of [`COLUMNS`], packed `[k words][COLUMNS]`. Each value of `C` is one
 //! chain of multiply-adds along `k`, whatever stands in the other rows: that is why a row's result does not depend
 //! on its neighbours.
@@ -21,18 +21,33 @@ pub(crate) const COLUMNS: usize = 32;
 
 /// A stretch of `k` of one panel of `A` and one of `B`.
 #[derive(Clone, Copy)]
-pub(crate) struct Segment<'a> {
+pub struct Segment<'a> {
     pub(crate) a: &'a [u32],
     pub(crate) b: &'a [u32],
     /// Number of `k` words.
     pub(crate) words: usize,
 }
 
+/// `c = sum over segments of a b`, or `c +=`. Arguments: `c` `[rows][COLUMNS]`, whether to add, the segments, rows
+/// (1 to [`ROWS`]), columns of `b`'s panel (16 or [`COLUMNS`]).
+pub(crate) type Tile<S> = fn(&mut [S], bool, &[Segment<'_>], usize, usize);
+
+/// What a word holds and how two words multiply.
+pub trait Multiply {
+    /// Values in a 32-bit word.
+    const PAIR: usize;
+    /// What products are summed in.
+    type Sum: bytemuck::Pod;
+    /// `sum + a b`, over the values of two words in order.
+    fn multiply_add(sum: Self::Sum, a: u32, b: u32) -> Self::Sum;
+    /// The tile of the instruction set in use.
+    fn tile() -> Tile<Self::Sum>;
+}
+
 /// The functions of one instruction set for one element type.
 pub struct Kernels<E> {
-    /// `c = sum over segments of a b`, or `c +=`. Arguments: `c` `[rows][COLUMNS]`, whether to add, the segments,
-    /// rows (1 to [`ROWS`]), columns of `b`'s panel (16 or [`COLUMNS`]).
-    pub(crate) tile: fn(&mut [f32], bool, &[Segment<'_>], usize, usize),
+    /// See [`Tile`].
+    pub(crate) tile: Tile<f32>,
     /// `out[k word][row]` from up to 16 rows of values along `k`; the second argument is the distance of k words.
     pub(crate) pack: fn(&mut [u32], usize, &[&[E]]),
     /// `out[k word][column]` from `k` rows of values along the columns. Arguments: `out`, the distance of its k words,
@@ -52,18 +67,22 @@ pub struct Kernels<E> {
     pub(crate) max: fn(&[f32]) -> f32,
     /// The exponentials of `values - shift`, and their sum.
     pub(crate) exp: fn(&mut [f32], f32) -> f32,
+    /// Rounds values to bytes; returns their scale and the sum of the bytes.
+    pub(crate) to_bytes: fn(&mut [i8], &[E]) -> (f32, i32),
+    /// `out = factor * scales * (sums - start)`. Arguments: `out`, `sums`, `start`, `factor`, `scales`.
+    pub(crate) from_sums: fn(&mut [f32], &[i32], i32, f32, &[f32]),
+    /// The greatest magnitude in each of [`COLUMNS`] columns, or what is there if it is greater.
+    pub(crate) peaks: fn(&mut [f32; COLUMNS], &[f32]),
+    /// Rounds values `[k][COLUMNS]`, times each column's factor, to bytes with an offset, `[k word][COLUMNS]`.
+    pub(crate) weave_bytes: fn(&mut [u32], &[f32], &[f32; COLUMNS]),
     /// Multiply-adds in registers only: `tile`'s arithmetic without its memory. Returns the number of operations.
     pub(crate) spin: fn(usize) -> usize,
 }
 
 /// What the products need to know of an element type.
-pub trait Compute: bytemuck::Pod + Default {
-    /// Values in a 32-bit word.
-    const PAIR: usize;
+pub trait Compute: Multiply<Sum = f32> + bytemuck::Pod + Default {
     /// The functions of the instruction set in use.
     fn kernels() -> &'static Kernels<Self>;
-    /// `sum + a b`, over the values of two words in order.
-    fn multiply_add(sum: f32, a: u32, b: u32) -> f32;
     /// Rounds to nearest, ties to even, without branches.
     fn round(value: f32) -> Self;
 }
@@ -96,6 +115,10 @@ macro_rules! kernels {
             scale: $module::scale,
             max: $module::max,
             exp: $module::exp,
+            to_bytes: $module::to_bytes::<$element>,
+            from_sums: $module::from_sums,
+            peaks: $module::peaks,
+            weave_bytes: $module::weave_bytes,
             spin: $module::spin::<$element>,
         }
     };
@@ -113,27 +136,41 @@ macro_rules! choose {
     };
 }
 
-impl Compute for f32 {
+impl Multiply for f32 {
     const PAIR: usize = 1;
-    fn kernels() -> &'static Kernels<Self> {
-        choose!(f32)
-    }
+    type Sum = f32;
     fn multiply_add(sum: f32, a: u32, b: u32) -> f32 {
         Self::from_bits(a).mul_add(Self::from_bits(b), sum)
+    }
+    fn tile() -> Tile<f32> {
+        Self::kernels().tile
+    }
+}
+
+impl Compute for f32 {
+    fn kernels() -> &'static Kernels<Self> {
+        choose!(f32)
     }
     fn round(value: f32) -> Self {
         value
     }
 }
 
-impl Compute for bf16 {
+impl Multiply for bf16 {
     const PAIR: usize = 2;
-    fn kernels() -> &'static Kernels<Self> {
-        choose!(bf16)
-    }
+    type Sum = f32;
     fn multiply_add(sum: f32, a: u32, b: u32) -> f32 {
         let sum = f32::from_bits(a << 16).mul_add(f32::from_bits(b << 16), sum);
         f32::from_bits(a & 0xffff_0000).mul_add(f32::from_bits(b & 0xffff_0000), sum)
+    }
+    fn tile() -> Tile<f32> {
+        Self::kernels().tile
+    }
+}
+
+impl Compute for bf16 {
+    fn kernels() -> &'static Kernels<Self> {
+        choose!(bf16)
     }
     fn round(value: f32) -> Self {
         let bits = value.to_bits();

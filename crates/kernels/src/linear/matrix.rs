@@ -4,21 +4,32 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::blocks::BlockFormat;
+use super::bytes::OFFSET;
 use super::kernel::{COLUMNS, Compute};
 use super::product::{CHUNK, Right};
 use super::words::{Scratch, Words, prefetch};
 use crate::{Element, pool};
 
 /// A frozen matrix `(rows, cols)`, kept as the right operand of `x W^T`: panels of 32 rows, each a row of blocks of
-/// 32 x 32, padded with zeros. A block holds values of the compute type, `[k word][32]`, or quants.
+/// 32 x 32, padded with zeros.
 #[derive(Debug, Clone)]
 pub struct PackedMatrix<E> {
     rows: usize,
     cols: usize,
-    /// `None`: values of the compute type.
-    format: Option<BlockFormat>,
+    form: Form,
     words: Words,
     element: PhantomData<E>,
+}
+
+/// What a block holds.
+#[derive(Debug, Clone)]
+pub(super) enum Form {
+    /// Values of the compute type, `[k word][32]`.
+    Values,
+    /// Quants.
+    Blocks(BlockFormat),
+    /// Bytes with an offset, `[k word][32]`; the scale of each row.
+    Bytes(Vec<f32>),
 }
 
 impl<E: Element> PackedMatrix<E> {
@@ -27,7 +38,7 @@ impl<E: Element> PackedMatrix<E> {
 
     /// Builds the matrix; `read(row, out)` fills one row.
     pub fn new(rows: usize, cols: usize, read: &mut dyn FnMut(usize, &mut [f32])) -> Self {
-        let mut matrix = Self::zeros(rows, cols, None);
+        let mut matrix = Self::zeros(rows, cols, Form::Values);
         let panel_words = matrix.panel_words();
         // Some panels at a time: one thread reads, all pack.
         let batch = (8 * pool::threads()).min(rows.div_ceil(COLUMNS));
@@ -60,7 +71,7 @@ impl<E: Element> PackedMatrix<E> {
             cols.is_multiple_of(COLUMNS) && raw.len() == rows * blocks * bytes,
             "{rows} x {cols} of {format:?}"
         );
-        let mut matrix = Self::zeros(rows, cols, Some(format));
+        let mut matrix = Self::zeros(rows, cols, Form::Blocks(format));
         let panel_words = matrix.panel_words();
         pool::for_each_chunk(&mut matrix.words, panel_words, |panel, words| {
             let raw = raw.chunks_exact(blocks * bytes).skip(panel * COLUMNS).take(COLUMNS);
@@ -84,7 +95,8 @@ impl<E: Element> PackedMatrix<E> {
     }
     /// Memory held.
     pub fn bytes(&self) -> usize {
-        std::mem::size_of_val::<[u32]>(&self.words)
+        let scales = if let Form::Bytes(scales) = &self.form { scales.len() } else { 0 };
+        4 * (self.words.len() + scales)
     }
 
     /// Copies one row out.
@@ -97,16 +109,31 @@ impl<E: Element> PackedMatrix<E> {
         for (block, out) in out.chunks_mut(COLUMNS).enumerate() {
             let words = self.block(row / COLUMNS, block);
             let mut values = [E::default(); COLUMNS];
-            if let Some(format) = self.format {
-                values = format.read(bytemuck::cast_slice(words), n);
-            } else {
-                let words = bytemuck::cast_slice::<u32, E>(words).chunks_exact(COLUMNS * E::PAIR);
-                for (values, words) in values.chunks_exact_mut(E::PAIR).zip(words) {
-                    values.copy_from_slice(&words[n * E::PAIR..][..E::PAIR]);
+            match &self.form {
+                Form::Values => {
+                    let words = bytemuck::cast_slice::<u32, E>(words).chunks_exact(COLUMNS * E::PAIR);
+                    for (values, words) in values.chunks_exact_mut(E::PAIR).zip(words) {
+                        values.copy_from_slice(&words[n * E::PAIR..][..E::PAIR]);
+                    }
+                }
+                Form::Blocks(format) => values = format.read(bytemuck::cast_slice(words), n),
+                Form::Bytes(scales) => {
+                    for (k, out) in out.iter_mut().enumerate() {
+                        *out = scales[row] * f32::from(stored_byte(words, n, k));
+                    }
+                    continue;
                 }
             }
             out.iter_mut().zip(values).for_each(|(out, value)| *out = value.to_f32());
         }
+    }
+
+    /// A row's bytes and their scale, of a matrix of bytes.
+    pub(super) fn read_bytes(&self, row: usize) -> (impl Iterator<Item = i8>, f32) {
+        let (_, scales) = self.bytes_and_scales();
+        let byte =
+            move |k: usize| stored_byte(self.block(row / COLUMNS, k / COLUMNS), row % COLUMNS, k % COLUMNS);
+        ((0..self.cols).map(byte), scales[row])
     }
 
     /// The right operand of `x W^T`, or some of its panels.
@@ -122,21 +149,68 @@ impl<E: Element> PackedMatrix<E> {
         Backward(self)
     }
 
-    fn zeros(rows: usize, cols: usize, format: Option<BlockFormat>) -> Self {
-        let mut matrix = Self { rows, cols, format, words: Words::default(), element: PhantomData };
+    pub(super) fn zeros(rows: usize, cols: usize, form: Form) -> Self {
+        let mut matrix = Self { rows, cols, form, words: Words::default(), element: PhantomData };
         matrix.words = Words::zeros(rows.div_ceil(COLUMNS) * matrix.panel_words());
         matrix
     }
+    /// Whether products with it are of integers.
+    pub(crate) fn is_bytes(&self) -> bool {
+        matches!(self.form, Form::Bytes(_))
+    }
+    /// The words and scales of a matrix of bytes.
+    pub(super) fn bytes_and_scales(&self) -> (&[u32], &[f32]) {
+        let Form::Bytes(scales) = &self.form else { panic!("a matrix of bytes is asked for") };
+        (&self.words, scales)
+    }
+    /// All words, and the scales that a matrix of bytes has.
+    pub(super) fn parts_mut(&mut self) -> (&mut [u32], &mut [f32]) {
+        let scales = if let Form::Bytes(scales) = &mut self.form { &mut scales[..] } else { &mut [] };
+        (&mut self.words, scales)
+    }
+    /// Writes the values of a block, `[k][32]`: those of a file's blocks exactly, not rounded to `E`.
+    pub(super) fn widen(&self, panel: usize, block: usize, out: &mut [f32]) {
+        let words = self.block(panel, block);
+        match &self.form {
+            Form::Values => {
+                let words = bytemuck::cast_slice::<u32, E>(words).chunks_exact(COLUMNS * E::PAIR);
+                for (out, words) in out.chunks_exact_mut(COLUMNS * E::PAIR).zip(words) {
+                    for (i, value) in words.iter().enumerate() {
+                        out[i % E::PAIR * COLUMNS + i / E::PAIR] = value.to_f32();
+                    }
+                }
+            }
+            Form::Blocks(format) => {
+                (f32::kernels().expand)(bytemuck::cast_slice_mut(out), bytemuck::cast_slice(words), *format);
+            }
+            Form::Bytes(scales) => {
+                for (at, out) in out.iter_mut().enumerate() {
+                    let (k, n) = (at / COLUMNS, at % COLUMNS);
+                    *out = scales[panel * COLUMNS + n] * f32::from(stored_byte(words, n, k));
+                }
+            }
+        }
+    }
     /// Words of a stored block.
     fn block_words(&self) -> usize {
-        self.format.map_or(Self::BLOCK * COLUMNS, BlockFormat::words)
+        match &self.form {
+            Form::Values => Self::BLOCK * COLUMNS,
+            Form::Blocks(format) => format.words(),
+            Form::Bytes(_) => COLUMNS * COLUMNS / 4,
+        }
     }
-    fn panel_words(&self) -> usize {
+    pub(super) fn panel_words(&self) -> usize {
         self.cols.div_ceil(COLUMNS) * self.block_words()
     }
     fn block(&self, panel: usize, block: usize) -> &[u32] {
         &self.words[panel * self.panel_words() + block * self.block_words()..][..self.block_words()]
     }
+}
+
+/// Row `n`, column `k` of a block of bytes.
+fn stored_byte(words: &[u32], n: usize, k: usize) -> i8 {
+    let byte = words[k / 4 * COLUMNS + n].to_le_bytes()[k % 4];
+    (i32::from(byte) - OFFSET) as i8
 }
 
 /// Packs up to 32 rows as the columns of a panel.
@@ -170,12 +244,16 @@ impl<E: Element> Right for Forward<'_, E> {
         self.matrix.cols.div_ceil(E::PAIR)
     }
     fn chunk(&self) -> usize {
-        if self.matrix.format.is_some() { CHUNK } else { usize::MAX }
+        if matches!(self.matrix.form, Form::Values) { usize::MAX } else { CHUNK }
     }
     fn panel<'a>(&'a self, panel: usize, k: Range<usize>, scratch: &'a mut [u32]) -> &'a [u32] {
         let (matrix, panel) = (self.matrix, self.panels.start + panel);
-        let Some(format) = matrix.format else {
-            return &matrix.words[panel * matrix.panel_words()..][k.start * COLUMNS..k.end * COLUMNS];
+        let format = match matrix.form {
+            Form::Values => {
+                return &matrix.words[panel * matrix.panel_words()..][k.start * COLUMNS..k.end * COLUMNS];
+            }
+            Form::Blocks(format) => format,
+            Form::Bytes(_) => panic!("bytes are multiplied in integers"),
         };
         let blocks = blocks::<E>(&k);
         for (block, out) in blocks.zip(scratch.chunks_mut(PackedMatrix::<E>::BLOCK * COLUMNS)) {
@@ -210,11 +288,13 @@ impl<E: Element> Right for Backward<'_, E> {
         let mut expanded = [0; COLUMNS * COLUMNS];
         for (block, out) in blocks::<E>(&k).zip(scratch.chunks_mut(PackedMatrix::<E>::BLOCK * COLUMNS)) {
             let words = self.0.block(block, panel);
-            if let Some(format) = self.0.format {
-                (kernels.expand)(&mut expanded, bytemuck::cast_slice(words), format);
-                (kernels.turn)(out, &expanded);
-            } else {
-                (kernels.turn)(out, words);
+            match self.0.form {
+                Form::Values => (kernels.turn)(out, words),
+                Form::Blocks(format) => {
+                    (kernels.expand)(&mut expanded, bytemuck::cast_slice(words), format);
+                    (kernels.turn)(out, &expanded);
+                }
+                Form::Bytes(_) => panic!("bytes have no backward pass"),
             }
         }
         &scratch[..k.len() * COLUMNS]

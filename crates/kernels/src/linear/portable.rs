@@ -2,12 +2,15 @@
 
 #![allow(clippy::inline_always)] // into functions compiled for wider instruction sets
 
-use super::blocks::BlockFormat;
-use super::exp;
-use super::kernel::{COLUMNS, Compute, Segment};
+use bytemuck::Zeroable;
 
-pub(super) fn tile<E: Compute>(
-    c: &mut [f32],
+use super::blocks::BlockFormat;
+use super::bytes::{OFFSET, byte_scale, nearest};
+use super::exp;
+use super::kernel::{COLUMNS, Compute, Multiply, Segment};
+
+pub(super) fn tile<M: Multiply>(
+    c: &mut [M::Sum],
     add: bool,
     segments: &[Segment<'_>],
     rows: usize,
@@ -17,7 +20,7 @@ pub(super) fn tile<E: Compute>(
     for half in (0..width).step_by(LANES) {
         for row in 0..rows {
             let c = &mut c[row * COLUMNS + half..][..LANES];
-            let mut sums = [0.0; LANES];
+            let mut sums = [M::Sum::zeroed(); LANES];
             if add {
                 sums.copy_from_slice(c);
             }
@@ -25,7 +28,7 @@ pub(super) fn tile<E: Compute>(
                 let a = s.a[..s.words * rows].chunks_exact(rows);
                 for (a, b) in a.zip(s.b[..s.words * width].chunks_exact(width)) {
                     for (sum, b) in sums.iter_mut().zip(&b[half..half + LANES]) {
-                        *sum = E::multiply_add(*sum, a[row], *b);
+                        *sum = M::multiply_add(*sum, a[row], *b);
                     }
                 }
             }
@@ -152,6 +155,72 @@ pub(super) fn exp(values: &mut [f32], shift: f32) -> f32 {
         }
     }
     sums.iter().sum()
+}
+
+/// A stored value, exactly.
+#[inline(always)]
+fn wide<E: Compute>(value: E) -> f32 {
+    if E::PAIR == 2 {
+        f32::from_bits(u32::from(bytemuck::cast::<E, u16>(value)) << 16)
+    } else {
+        bytemuck::cast(value)
+    }
+}
+
+#[inline(always)]
+pub(super) fn to_bytes<E: Compute>(out: &mut [i8], values: &[E]) -> (f32, i32) {
+    let greater = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = values.as_chunks::<16>();
+    let mut peaks = [0.0; 16];
+    for chunk in chunks {
+        peaks.iter_mut().zip(chunk).for_each(|(peak, value)| *peak = greater(*peak, wide(*value).abs()));
+    }
+    let peak = rest.iter().fold(0.0, |peak, value| greater(peak, wide(*value).abs()));
+    let (scale, inverse) = byte_scale(peaks.into_iter().fold(peak, greater));
+    let (outs, out_rest) = out.as_chunks_mut::<16>();
+    let mut sums = [0; 16];
+    for (out, chunk) in outs.iter_mut().zip(chunks) {
+        for ((out, value), sum) in out.iter_mut().zip(chunk).zip(&mut sums) {
+            *out = nearest(wide(*value) * inverse);
+            *sum += i32::from(*out);
+        }
+    }
+    for ((out, value), sum) in out_rest.iter_mut().zip(rest).zip(&mut sums) {
+        *out = nearest(wide(*value) * inverse);
+        *sum += i32::from(*out);
+    }
+    (scale, sums.iter().sum())
+}
+
+#[inline(always)]
+pub(super) fn from_sums(out: &mut [f32], sums: &[i32], start: i32, factor: f32, scales: &[f32]) {
+    for ((out, sum), scale) in out.iter_mut().zip(sums).zip(scales) {
+        *out = (sum - start) as f32 * (factor * scale);
+    }
+}
+
+#[inline(always)]
+pub(super) fn peaks(peaks: &mut [f32; COLUMNS], values: &[f32]) {
+    for values in values.as_chunks::<COLUMNS>().0 {
+        for (peak, value) in peaks.iter_mut().zip(values) {
+            let magnitude = value.abs();
+            *peak = if magnitude > *peak { magnitude } else { *peak };
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn weave_bytes(out: &mut [u32], values: &[f32], factors: &[f32; COLUMNS]) {
+    let (outs, values) = (out.as_chunks_mut::<COLUMNS>().0, values.as_chunks::<{ 4 * COLUMNS }>().0);
+    for (out, values) in outs.iter_mut().zip(values) {
+        for (n, out) in out.iter_mut().enumerate() {
+            let byte = |k: usize| {
+                let byte = i32::from(nearest(values[k * COLUMNS + n] * factors[n]));
+                (byte + OFFSET).cast_unsigned() << (8 * k)
+            };
+            *out = byte(0) | byte(1) | byte(2) | byte(3);
+        }
+    }
 }
 
 pub(super) fn spin<E: Compute>(rounds: usize) -> usize {

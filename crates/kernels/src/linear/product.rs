@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::kernel::{COLUMNS, Compute, Kernels, ROWS, Segment};
+use super::kernel::{COLUMNS, Compute, Kernels, Multiply, ROWS, Segment};
 use super::words::Scratch;
 use crate::pool;
 
@@ -67,15 +67,15 @@ pub(crate) const CHUNK: usize = 512;
 
 /// Computes `left right + extra_left extra` and hands each tile to `store(rows, panel, tile)`, tile rows being
 /// [`COLUMNS`] long.
-pub(crate) fn multiply<E: Compute>(
+pub(crate) fn multiply<M: Multiply>(
     rows: RowPanels,
     left: Left<'_>,
     right: &impl Right,
     extra_left: Left<'_>,
     extra: &impl Extra,
-    store: &(impl Fn(Range<usize>, usize, &mut [f32]) + Sync),
+    store: &(impl Fn(Range<usize>, usize, &mut [M::Sum]) + Sync),
 ) {
-    let kernels = E::kernels();
+    let multiply_tile = M::tile();
     let k_words = right.k_words();
     let chunk = right.chunk().min(k_words);
     let plan = Plan::new(rows.count, right.panels(), chunk);
@@ -87,7 +87,7 @@ pub(crate) fn multiply<E: Compute>(
         let several = chunk < k_words;
         let tile_len = ROWS * COLUMNS;
         let mut tiles = Scratch::take(if several { row_panels.len() * panels.len() } else { 1 } * tile_len);
-        let tiles: &mut [f32] = bytemuck::cast_slice_mut(&mut tiles);
+        let tiles: &mut [M::Sum] = bytemuck::cast_slice_mut(&mut tiles);
         let mut k = 0..chunk;
         loop {
             let last = k.end == k_words;
@@ -105,7 +105,7 @@ pub(crate) fn multiply<E: Compute>(
                         Segment { a, b, words: k.len() },
                         Segment { a: extra_a, b: extra_words, words: extra_k.len() },
                     ];
-                    (kernels.tile)(tile, k.start > 0, &segments, range.len(), COLUMNS);
+                    multiply_tile(tile, k.start > 0, &segments, range.len(), COLUMNS);
                     if panel + 1 < panels.end {
                         right.prefetch(panel + 1, k.clone(), i, row_panels.len());
                     } else {

@@ -24,6 +24,9 @@ fn pairs<'a, E: Element>(layer: &Layer<'a, E>) -> Vec<(&'a Slot, Pair)> {
 /// See [`super::forward`].
 pub fn forward<E: Element>(mut y: Target<'_, E>, mid: &mut [E], x: &[E], layer: &Layer<'_, E>, rows: usize) {
     let (outputs, inputs) = (layer.matrix.rows(), layer.matrix.cols());
+    if layer.matrix.is_bytes() {
+        return forward_bytes(y, x, layer, rows);
+    }
     let pairs = pairs(layer);
     let mid_width: usize = layer.slots.iter().map(|slot| slot.rank).sum();
     let mut column = 0;
@@ -52,6 +55,24 @@ pub fn forward<E: Element>(mut y: Target<'_, E>, mid: &mut [E], x: &[E], layer: 
                 column += slot.rank;
             }
             y.put(t * outputs + o, sum);
+        }
+    }
+}
+
+/// [`forward`] in integers.
+fn forward_bytes<E: Element>(mut y: Target<'_, E>, x: &[E], layer: &Layer<'_, E>, rows: usize) {
+    let (outputs, inputs) = (layer.matrix.rows(), layer.matrix.cols());
+    for t in 0..rows {
+        let x = &x[t * inputs..][..inputs];
+        let peak = x.iter().fold(0.0f32, |peak, x| peak.max(x.to_f32().abs()));
+        let inverse = if peak > 0.0 { 127.0 / peak } else { 0.0 };
+        let byte = |x: &E| (x.to_f32() * inverse).clamp(-127.0, 127.0).round_ties_even() as i32;
+        let bytes: Vec<i32> = x.iter().map(byte).collect();
+        for o in 0..outputs {
+            let (weights, scale) = layer.matrix.read_bytes(o);
+            let sum: i32 = bytes.iter().zip(weights).map(|(x, w)| x * i32::from(w)).sum();
+            let value = sum as f32 * (peak / 127.0 * scale) + layer.bias.map_or(0.0, |bias| bias[o]);
+            y.put(t * outputs + o, value);
         }
     }
 }
