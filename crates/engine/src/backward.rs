@@ -62,6 +62,9 @@ impl<B: Backend> Tape<B> {
 impl<B: Backend> Model<B> {
     /// Computes the loss of each labelled row and adds the gradient of their weighted sum to `gradients`.
     /// Labelled rows are in order, each once.
+    ///
+    /// # Panics
+    /// When the model is an encoder, which predicts no tokens.
     pub(crate) fn loss_and_gradients(
         &self,
         gradients: &mut B::Wide,
@@ -71,6 +74,7 @@ impl<B: Backend> Model<B> {
         labelled: &[Labelled],
     ) {
         assert!(tree.rows() <= tape.rows, "a tree of {} rows on a tape for {}", tree.rows(), tape.rows);
+        assert!(!self.is_encoder(), "an encoder predicts no tokens");
         let ops = &self.backend;
         let chosen: Vec<u32> = labelled.iter().map(|l| l.row).collect();
         let targets: Vec<u32> = labelled.iter().map(|l| l.target).collect();
@@ -101,23 +105,17 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Turns the gradient of a block's output into that of its input, in `d_x` (of the last block of a decoder from
-    /// `d_chosen_x`), and adds the parameters' to `gradients`.
+    /// Turns the gradient of a block's output into that of its input, in `d_x` (of the last block from `d_chosen_x`), and adds the parameters' to `gradients`.
     fn block_backward(&self, gradients: &mut B::Wide, tape: &mut Tape<B>, index: usize, pass: &B::Pass) {
         let (ops, block, shape) = (&self.backend, &self.blocks[index], &self.attention_shape(index));
-        let (all, width, post) = (ops.rows(pass), self.config.hidden_size, self.post_norm());
+        let (all, width, last) = (ops.rows(pass), self.config.hidden_size, self.narrows(index));
         let Tape { stream, saved, d_x, d_chosen_x, d_h, d_y, d_act, d_up, d_qkv, d_mid, .. } = tape;
-        let (before, saved) = saved.split_at(index);
-        let (d_attention, d_chosen, saved) = (&mut tape.d_attention, &mut tape.d_chosen_attention, &saved[0]);
-        // The last block of a decoder ran its feed-forward on the chosen rows only.
-        let narrows = self.narrows(index);
-        let (d_out, rows) = if narrows { (&mut *d_chosen_x, ops.chosen(pass)) } else { (&mut *d_x, all) };
+        let (d_attention, d_chosen, saved) =
+            (&mut tape.d_attention, &mut tape.d_chosen_attention, &saved[index]);
+        // The last block's feed-forward ran on the chosen rows only.
+        let (d_out, rows) = if last { (&mut *d_chosen_x, ops.chosen(pass)) } else { (&mut *d_x, all) };
 
-        if post {
-            ops.clear(d_h, rows * width);
-            ops.norm_backward(d_h, d_out, &saved.unit2, &saved.rstd2, &block.norm2, rows);
-        }
-        ops.round(d_y, if post { &*d_h } else { &*d_out }, rows * width);
+        ops.round(d_y, d_out, rows * width);
         ops.linear_backward(Output::Narrow(d_act), d_mid, d_y, &block.down, rows);
         let feed_forward = block.down.inputs;
         match self.feed_forward() {
@@ -129,20 +127,13 @@ impl<B: Backend> Model<B> {
             }
         }
         ops.adapter_backward(gradients, &stream.act, &saved.down_mid, d_y, d_mid, &block.down, rows);
-        ops.linear_backward(into(d_h, post), d_mid, d_up, &block.up, rows);
-        // What the product read: the norm before it.
-        let (unit, norm) = if post { (&saved.unit1, &block.norm1) } else { (&saved.unit2, &block.norm2) };
-        ops.norm_again(&mut stream.h, unit, norm, rows);
+        ops.linear_backward(Output::Wide(d_h), d_mid, d_up, &block.up, rows);
+        ops.norm_again(&mut stream.h, &saved.unit2, &block.norm2, rows);
         ops.adapter_backward(gradients, &stream.h, &saved.up_mid, d_up, d_mid, &block.up, rows);
-        if post {
-            ops.clear(d_out, rows * width);
-            ops.norm_backward(d_out, d_h, &saved.unit1, &saved.rstd1, &block.norm1, rows);
-        } else {
-            ops.norm_backward(d_out, d_h, &saved.unit2, &saved.rstd2, &block.norm2, rows);
-        }
+        ops.norm_backward(d_out, d_h, &saved.unit2, &saved.rstd2, &block.norm2, rows);
 
         ops.round(d_y, d_out, rows * width);
-        if narrows {
+        if last {
             ops.linear_backward(Output::Narrow(d_chosen), d_mid, d_y, &block.out, rows);
             let attention = &stream.chosen_attention;
             ops.adapter_backward(gradients, attention, &saved.out_mid, d_y, d_mid, &block.out, rows);
@@ -156,23 +147,12 @@ impl<B: Backend> Model<B> {
         if let Some(table) = &self.rotary {
             ops.rotary(d_qkv, table, pass, shape, Direction::Backward);
         }
-        let d_input = if post { &mut *d_x } else { &mut *d_h };
-        ops.linear_backward(into(d_input, post), d_mid, d_qkv, &block.qkv, all);
-        let (unit, norm) = match before.last() {
-            _ if !post => (&saved.unit1, &block.norm1),
-            Some(below) => (&below.unit2, &self.blocks[index - 1].norm2),
-            None => (&stream.unit, &self.norm),
-        };
-        ops.norm_again(&mut stream.h, unit, norm, all);
+        ops.linear_backward(Output::Wide(d_h), d_mid, d_qkv, &block.qkv, all);
+        ops.norm_again(&mut stream.h, &saved.unit1, &block.norm1, all);
         ops.adapter_backward(gradients, &stream.h, &saved.qkv_mid, d_qkv, d_mid, &block.qkv, all);
         // Nothing below the first block is trained, so its input needs no gradient.
-        if index > 0 && !post {
+        if index > 0 {
             ops.norm_backward(d_x, d_h, &saved.unit1, &saved.rstd1, &block.norm1, all);
         }
     }
-}
-
-/// Adds to `buffer`, or overwrites it.
-fn into<B: Backend>(buffer: &mut B::Wide, add: bool) -> Output<'_, B> {
-    if add { Output::Add(buffer) } else { Output::Wide(buffer) }
 }

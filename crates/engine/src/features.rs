@@ -5,8 +5,7 @@
 
 use kernels::{Backend, PassSpec};
 
-use crate::block::Saved;
-use crate::forward::{Kv, Stream};
+use crate::forward::{Kv, Scratch};
 use crate::model::Model;
 use crate::tree::TokenTree;
 use crate::{Error, Result};
@@ -20,12 +19,6 @@ pub struct Features<B: Backend> {
     prefix: Vec<u32>,
     scratch: Option<Scratch<B>>,
     pass: Option<B::Pass>,
-}
-
-struct Scratch<B: Backend> {
-    stream: Stream<B>,
-    saved: Saved<B>,
-    rows: usize,
 }
 
 impl<B: Backend> Features<B> {
@@ -78,14 +71,7 @@ impl<B: Backend> Features<B> {
     /// Appends the features of the texts that end at the rows `chosen`.
     fn pass(&mut self, model: &Model<B>, tree: &TokenTree, chosen: &[u32], features: &mut Vec<f32>) {
         let (ops, width) = (model.backend(), model.config().hidden_size);
-        let scratch = match self.scratch.take() {
-            Some(scratch) if scratch.rows >= tree.rows() => scratch,
-            _ => {
-                let rows = ops.room(tree.rows().next_power_of_two());
-                let saved = Saved::new(ops, &model.blocks[0], model.config.heads, rows);
-                Scratch { stream: Stream::new(model, rows), saved, rows }
-            }
-        };
+        let (scratch, _) = Scratch::at_least(self.scratch.take(), model, tree.rows());
         let Scratch { stream, saved, .. } = self.scratch.insert(scratch);
         let pass = ops.pass(&PassSpec { chosen, ..tree.spec() }, self.pass.take());
         model.embed(stream, &pass);

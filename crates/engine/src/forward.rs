@@ -22,6 +22,28 @@ pub(crate) struct Stream<B: Backend> {
     pub(crate) rstd: B::Wide,
 }
 
+/// What a pass without gradients needs: every block saves to the same place.
+pub(crate) struct Scratch<B: Backend> {
+    pub(crate) stream: Stream<B>,
+    pub(crate) saved: Saved<B>,
+    rows: usize,
+}
+
+impl<B: Backend> Scratch<B> {
+    /// Buffers for a pass of `rows` rows, and whether they are new: `old` where those are large enough.
+    pub(crate) fn at_least(old: Option<Self>, model: &Model<B>, rows: usize) -> (Self, bool) {
+        match old {
+            Some(old) if old.rows >= rows => (old, false),
+            smaller => {
+                drop(smaller);
+                let rows = model.backend.room(rows.next_power_of_two());
+                let saved = Saved::new(&model.backend, &model.blocks[0], model.config.heads, rows);
+                (Self { stream: Stream::new(model, rows), saved, rows }, true)
+            }
+        }
+    }
+}
+
 /// Where a block's keys and values go.
 pub(crate) enum Kv<'a, B: Backend> {
     /// They stay in the block's own rows (training).

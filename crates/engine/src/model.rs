@@ -60,7 +60,7 @@ impl<B: Backend> Model<B> {
             });
         }
         let embedding = reader.matrix(&[reader.weight(Part::Embedding, 0)])?.0;
-        let head = if config.tied_embeddings || traits.bidirectional {
+        let head = if config.tied_embeddings || config.is_encoder() {
             None
         } else {
             Some(reader.matrix(&[reader.weight(Part::Head, 0)])?.0)
@@ -99,41 +99,38 @@ impl<B: Backend> Model<B> {
 
     /// Opens a slot for each pair of the adapter and lays out its values.
     pub fn attach(&mut self, adapter: &Adapter) {
-        let entries = adapter.lora.entries(&self.config);
-        for (layer, block) in self.blocks.iter_mut().enumerate() {
-            let of_layer = entries.iter().filter(|entry| entry.layer == layer);
-            block.open_slots(of_layer.copied(), adapter.lora.scale());
-        }
-        let mut parameters = self.backend.wide(adapter.values.len());
-        self.backend.upload(&mut parameters, 0, &adapter.values);
+        let parameters = self.open_slots(adapter);
         self.refresh(&parameters);
     }
 
     /// Merges the adapter into the weights, and encodes them and the output head: for routing, where neither changes
     /// any more.
     pub fn merge(&mut self, adapter: &Adapter, encoding: Encoding) {
+        let parameters = self.open_slots(adapter);
+        // One layer after the other: LoRA's matrices are laid out for one at a time.
+        for linear in self.blocks.iter_mut().flat_map(Block::linears_mut) {
+            refresh(&self.backend, linear, &parameters);
+            self.backend.merge(linear, encoding);
+        }
+        self.head = Some(self.backend.encode(self.head(), encoding));
+    }
+
+    /// Opens a slot for each pair of the adapter; returns its values on the device.
+    fn open_slots(&mut self, adapter: &Adapter) -> B::Wide {
         let entries = adapter.lora.entries(&self.config);
-        let mut parameters = self.backend.wide(adapter.values.len());
-        self.backend.upload(&mut parameters, 0, &adapter.values);
         for (layer, block) in self.blocks.iter_mut().enumerate() {
             let of_layer = entries.iter().filter(|entry| entry.layer == layer);
             block.open_slots(of_layer.copied(), adapter.lora.scale());
-            for linear in block.linears_mut() {
-                if !linear.slots.is_empty() {
-                    self.backend.refresh(linear, &parameters);
-                }
-                self.backend.merge(linear, encoding);
-            }
         }
-        self.head = Some(self.backend.encode(self.head(), encoding));
+        let mut parameters = self.backend.wide(adapter.values.len());
+        self.backend.upload(&mut parameters, 0, &adapter.values);
+        parameters
     }
 
     /// Lays out new parameter values for the products.
     pub fn refresh(&mut self, parameters: &B::Wide) {
         for linear in self.blocks.iter_mut().flat_map(Block::linears_mut) {
-            if !linear.slots.is_empty() {
-                self.backend.refresh(linear, parameters);
-            }
+            refresh(&self.backend, linear, parameters);
         }
     }
 
@@ -143,7 +140,7 @@ impl<B: Backend> Model<B> {
 
     /// Whether every token sees the whole text, so that a text is read by the mean of its outputs.
     pub fn is_encoder(&self) -> bool {
-        self.config.family.traits().bidirectional
+        self.config.is_encoder()
     }
 
     /// The heads of a layer's attention, and what they see.
@@ -167,6 +164,12 @@ impl<B: Backend> Model<B> {
             (false, formats::Activation::GeluTanh) => FeedForward::Plain(Activation::GeluTanh),
             (false, _) => FeedForward::Plain(Activation::Gelu),
         }
+    }
+}
+
+fn refresh<B: Backend>(backend: &B, linear: &mut Linear<B>, parameters: &B::Wide) {
+    if !linear.slots.is_empty() {
+        backend.refresh(linear, parameters);
     }
 }
 

@@ -8,8 +8,7 @@
 
 use kernels::{Backend, PassSpec};
 
-use crate::block::Saved;
-use crate::forward::{Kv, Stream};
+use crate::forward::{Kv, Scratch};
 use crate::model::Model;
 use crate::search::Search;
 use crate::tree::TokenTree;
@@ -53,14 +52,6 @@ impl LabelScores {
     }
 }
 
-/// The buffers of a pass.
-struct Scratch<B: Backend> {
-    stream: Stream<B>,
-    saved: Saved<B>,
-    rows: usize,
-    found: B::Wide,
-}
-
 /// Scores queries against the labels, with the prompt's beginning computed once.
 pub struct Scorer<B: Backend> {
     trie: LabelTrie,
@@ -70,6 +61,8 @@ pub struct Scorer<B: Backend> {
     caches: Vec<B::Narrow>,
     cache_rows: usize,
     scratch: Option<Scratch<B>>,
+    /// The log-probabilities that a pass found.
+    found: B::Wide,
     pass: Option<B::Pass>,
     recording: B::Recording,
 }
@@ -88,6 +81,7 @@ impl<B: Backend> Scorer<B> {
             caches: Vec::new(),
             cache_rows: 0,
             scratch: None,
+            found: model.backend.wide(0),
             pass: None,
             recording: B::Recording::default(),
         };
@@ -202,20 +196,16 @@ impl<B: Backend> Scorer<B> {
         chosen: &[u32],
         wanted: &[(u32, u32)],
     ) -> Vec<f32> {
-        let (ops, rows) = (&model.backend, tree.rows());
-        let scratch = match self.scratch.take() {
-            Some(scratch) if scratch.rows >= rows && ops.wide_len(&scratch.found) >= wanted.len() => scratch,
-            smaller => {
-                let (old_rows, old_found) =
-                    smaller.map_or((0, 0), |old| (old.rows, ops.wide_len(&old.found)));
-                self.recording = B::Recording::default();
-                let rows = ops.room(rows.next_power_of_two()).max(old_rows);
-                let saved = Saved::new(ops, &model.blocks[0], model.config.heads, rows);
-                let found = ops.wide(wanted.len().next_power_of_two().max(old_found));
-                Scratch { stream: Stream::new(model, rows), saved, rows, found }
-            }
-        };
-        let Scratch { stream, saved, found, .. } = self.scratch.insert(scratch);
+        let ops = &model.backend;
+        let more_wanted = ops.wide_len(&self.found) < wanted.len();
+        if more_wanted {
+            self.found = ops.wide(wanted.len().next_power_of_two());
+        }
+        let (scratch, more_rows) = Scratch::at_least(self.scratch.take(), model, tree.rows());
+        if more_wanted || more_rows {
+            self.recording = B::Recording::default();
+        }
+        let (found, Scratch { stream, saved, .. }) = (&mut self.found, self.scratch.insert(scratch));
         let pass = ops.pass(&PassSpec { chosen, wanted, ..tree.spec() }, self.pass.take());
         ops.record(&mut self.recording, &pass, || {
             model.embed(stream, &pass);

@@ -80,7 +80,7 @@ fn record(dataset: &Dataset, fields: &ReadOptions) -> DataRecord {
 /// The prompt of a run: an encoder's text stands alone, a decoder's in its chat template.
 fn prompt(data: &TrainData, base: &BaseModel, tokenizer: &Tokenizer, recipe: &Recipe) -> Result<Prompt> {
     let model = base.name();
-    if base.config.family.traits().bidirectional {
+    if base.config.is_encoder() {
         // Room for what stands around the text.
         let most = base.config.max_positions.saturating_sub(8).max(1);
         return Prompt::around(tokenizer, model, recipe.max_tokens.min(most));

@@ -106,7 +106,7 @@ impl Recipe {
     /// # Errors
     /// When the recipe asks for what the model cannot do.
     pub fn method_for(&self, base: &BaseModel) -> Result<Method> {
-        let encoder = base.config.family.traits().bidirectional;
+        let encoder = base.config.is_encoder();
         match self.method {
             None => Ok(if encoder { Method::Head } else { Method::Lora }),
             Some(Method::Lora) if encoder => {

@@ -74,6 +74,11 @@ impl ModelConfig {
         slots(self).iter().map(|slot| slot.shape.iter().product::<usize>()).sum()
     }
 
+    /// Whether every token sees the whole text, so that a text is read by the mean of its outputs.
+    pub fn is_encoder(&self) -> bool {
+        self.family.traits().bidirectional
+    }
+
     /// What a layer's attention looks back over, when that is not everything.
     pub fn window(&self, layer: usize) -> Option<usize> {
         self.windows.get(layer).copied().flatten()
