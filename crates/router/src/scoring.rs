@@ -24,7 +24,7 @@ impl<B: Backend> Scoring<B> {
         Self::Head(head, Features::new(prompt.shared_ids().to_vec()))
     }
 
-    /// Scores each query; needed anew after the model has changed: [`Scoring::reset`].
+    /// Scores each query. After the model has changed, [`Scoring::reset`] comes first.
     pub(crate) fn score(&mut self, model: &Model<B>, queries: &[&[u32]]) -> Result<Vec<LabelScores>> {
         match self {
             Self::Tokens(scorer) => Ok(scorer.score(model, queries)?),

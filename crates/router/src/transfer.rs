@@ -18,8 +18,7 @@ pub(crate) struct Transferred {
     pub(crate) log_probs: Vec<Vec<f32>>,
 }
 
-/// Computes every example's features once, picks the penalty with the best likelihood on the validation examples (after
-/// calibration, as it will be read), and
+/// Computes every example's features once, picks the penalty with the best likelihood on the validation examples, and
 /// fits the head that is kept: on all examples, unless the validation examples are `apart`, in a file of their own.
 pub(crate) fn transfer<B: Backend>(
     model: &Model<B>,
@@ -37,22 +36,24 @@ pub(crate) fn transfer<B: Backend>(
     let weights: Vec<f32> = encoded.train.iter().map(|example| example.weight).collect();
     let problem = HeadProblem::new(own, &encoded.train_labels, &weights, classes);
     let judged = |head: &Head| held.chunks_exact(width).map(|row| head.log_probs(row)).collect::<Vec<_>>();
-    let mut best: Option<(f64, f64, HeadFit, Vec<Vec<f32>>)> = None;
-    let mut last = None;
-    for strength in STRENGTHS {
-        let fit = problem.fit(strength, last.as_ref());
+    let attempt = |strength: f64, start: Option<&HeadFit>| {
+        let fit = problem.fit(strength, start);
         let log_probs = judged(&problem.head(&fit));
         // As the kept head will be read: after calibration.
         let loss = Calibration::fit(&log_probs, &encoded.valid_labels).nll_after;
-        let better = best.as_ref().is_none_or(|(least, ..)| loss < *least);
-        last = Some(fit.clone());
+        (loss, strength, fit, log_probs)
+    };
+    let [strongest, weaker @ ..] = STRENGTHS;
+    let mut best = attempt(strongest, None);
+    for strength in weaker {
+        let next = attempt(strength, Some(&best.2));
+        let better = next.0 < best.0;
         if !better {
             break;
         }
-        best = Some((loss, strength, fit, log_probs));
+        best = next;
     }
-    let (_, strength, fit, log_probs) =
-        best.unwrap_or_else(|| (0.0, STRENGTHS[0], problem.fit(STRENGTHS[0], None), Vec::new()));
+    let (_, strength, fit, log_probs) = best;
     if apart {
         return Ok(Transferred { head: problem.head(&fit), log_probs });
     }

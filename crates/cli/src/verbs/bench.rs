@@ -62,21 +62,32 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
 
 /// Remembers when each step ended.
 #[derive(Default)]
-struct Clock(Vec<(Instant, usize, usize, usize)>);
+struct Clock(Vec<(Instant, StepReport)>);
 
 impl Observer for Clock {
     fn stepped(&mut self, step: &StepReport) {
-        self.0.push((Instant::now(), step.examples, step.tokens, step.rows));
+        self.0.push((Instant::now(), *step));
     }
 }
 
 impl Clock {
+    /// How long a step took after the warm-up, on average.
+    fn seconds_per_step(&self) -> f64 {
+        let (seconds, timed) = self.timed();
+        seconds / timed.len() as f64
+    }
+
+    /// So much of something a second after the warm-up; `of` says how much of it a step had.
+    fn per_second(&self, of: fn(&StepReport) -> usize) -> f64 {
+        let (seconds, timed) = self.timed();
+        timed.iter().map(|(_, step)| of(step)).sum::<usize>() as f64 / seconds
+    }
+
     /// The steps after the warm-up and how long they took.
-    fn timed(&self) -> (f64, &[(Instant, usize, usize, usize)]) {
+    fn timed(&self) -> (f64, &[(Instant, StepReport)]) {
         let (warm_up, timed) = self.0.split_at(self.0.len().min(WARM_UP as usize));
-        let seconds =
-            |(first, last): (&(Instant, _, _, _), &(Instant, _, _, _))| (last.0 - first.0).as_secs_f64();
-        (warm_up.last().zip(timed.last()).map_or(0.0, seconds), timed)
+        let ends = warm_up.last().zip(timed.last());
+        (ends.map_or(0.0, |(first, last)| (last.0 - first.0).as_secs_f64()), timed)
     }
 }
 
@@ -119,8 +130,7 @@ pub(crate) fn examples_per_s<B: Backend>(
     steps: u64,
 ) -> anyhow::Result<f64> {
     let (clock, _) = timed_steps(backend, data, fields, base, recipe, steps)?;
-    let (seconds, timed) = clock.timed();
-    Ok(timed.iter().map(|step| step.1).sum::<usize>() as f64 / seconds)
+    Ok(clock.per_second(|step| step.examples))
 }
 
 /// Trains so many steps after the warm-up.
@@ -157,19 +167,16 @@ fn timed_steps<B: Backend>(
 }
 
 fn training(clock: &Clock, config: &ModelConfig, peak: f64) -> serde_json::Value {
-    let (seconds, timed) = clock.timed();
-    let sum =
-        |pick: fn(&(Instant, usize, usize, usize)) -> usize| timed.iter().map(pick).sum::<usize>() as f64;
+    let rows_per_s = clock.per_second(|step| step.rows);
     // Forward and input gradient of every frozen linear layer, two operations a weight each.
     let linear = config.parameters()
         - config.vocab_size * config.hidden_size * if config.tied_embeddings { 1 } else { 2 };
-    let operations = 4.0 * linear as f64 * sum(|step| step.3);
     json!({
-        "examples_per_s": sum(|step| step.1) / seconds,
-        "tokens_per_s": sum(|step| step.2) / seconds,
-        "rows_per_s": sum(|step| step.3) / seconds,
-        "seconds_per_step": seconds / timed.len() as f64,
-        "peak_share": operations / seconds / peak,
+        "examples_per_s": clock.per_second(|step| step.examples),
+        "tokens_per_s": clock.per_second(|step| step.tokens),
+        "rows_per_s": rows_per_s,
+        "seconds_per_step": clock.seconds_per_step(),
+        "peak_share": 4.0 * linear as f64 * rows_per_s / peak,
     })
 }
 

@@ -146,7 +146,7 @@ fn forecast<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Forecast> {
     };
     anyhow::ensure!(examples_per_s > 0.0, "--examples-per-s is {examples_per_s}, expected a number above 0");
     let queries_per_s = args.queries_per_s.unwrap_or(QUERIES_AN_EXAMPLE * examples_per_s);
-    let seconds = seconds(&recipe, data.train().len(), validation_rows) / examples_per_s;
+    let seconds = work(&recipe, data.train().len(), validation_rows) / examples_per_s;
     let (_, epochs) = recipe.sized_for(data.train().len());
     let mut forecast = Forecast {
         training_rows: data.train().len(),
@@ -177,7 +177,7 @@ fn forecast<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Forecast> {
 }
 
 /// The work of a run, in training examples.
-fn seconds(recipe: &Recipe, train: usize, valid: usize) -> f64 {
+fn work(recipe: &Recipe, train: usize, valid: usize) -> f64 {
     let (batch, epochs) = recipe.sized_for(train);
     let planned = f64::from(epochs) * train as f64;
     let examples = recipe.max_steps.map_or(planned, |steps| planned.min(steps as f64 * batch as f64));
@@ -334,9 +334,9 @@ mod tests {
     fn a_run_is_its_epochs_and_its_validations() {
         let recipe = Recipe { epochs: Some(3.0), batch: Some(32), ..Recipe::default() };
         // Four validations of at most 500 rows and one of all, at two examples a row.
-        assert!((seconds(&recipe, 9600, 400) - (28_800.0 + 2.0 * 2000.0)).abs() < 1e-6);
-        assert!((seconds(&recipe, 9600, 1000) - (28_800.0 + 2.0 * 3000.0)).abs() < 1e-6);
+        assert!((work(&recipe, 9600, 400) - (28_800.0 + 2.0 * 2000.0)).abs() < 1e-6);
+        assert!((work(&recipe, 9600, 1000) - (28_800.0 + 2.0 * 3000.0)).abs() < 1e-6);
         let short = Recipe { max_steps: Some(10), ..recipe };
-        assert!((seconds(&short, 9600, 0) - 320.0).abs() < 1e-6);
+        assert!((work(&short, 9600, 0) - 320.0).abs() < 1e-6);
     }
 }
