@@ -120,29 +120,57 @@ fn a_head_is_trained_judged_and_asked_like_any_run() {
 }
 
 #[test]
-fn an_encoder_gets_a_head_and_refuses_lora() {
+fn every_weight_trains_and_the_run_needs_no_base() {
+    let folder = tempfile::tempdir().unwrap();
+    queries(&folder.path().join("data.csv"), 20);
+    let base = folder.path().join("base");
+    std::fs::create_dir(&base).unwrap();
+    for file in std::fs::read_dir(tiny_model()).unwrap().map(Result::unwrap) {
+        std::fs::copy(file.path(), base.join(file.file_name())).unwrap();
+    }
+    let mut command = frontdesk(folder.path());
+    command
+        .args(["train", "--method", "full", "--base", "base", "--out", "run", "--epochs", "12"])
+        .args(RECIPE);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let read = |name: &str| std::fs::read(folder.path().join("run").join(name)).unwrap();
+    let manifest: Value = serde_json::from_slice(&read("frontdesk.json")).unwrap();
+    assert_eq!(manifest["method"], "full");
+    assert_eq!(manifest["trainable"], manifest["parameters"]);
+    std::fs::remove_dir_all(&base).unwrap();
+    for precision in ["f32", "int8"] {
+        let mut command = frontdesk(folder.path());
+        command.args(["eval", "--model", "run", "--data", "data.csv", "--json", "--precision", precision]);
+        let output = command.args(["--min-accuracy", "0.9"]).output().unwrap();
+        assert!(output.status.success(), "{precision}: {}", stderr(&output));
+    }
+    let mut bytes = read("model.safetensors");
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(folder.path().join("run/model.safetensors"), bytes).unwrap();
+    let output = frontdesk(folder.path()).args(["route", "--model", "run", "hello"]).output().unwrap();
+    assert!(stderr(&output).contains("model.safetensors"), "{}", stderr(&output));
+}
+
+#[test]
+fn an_encoder_learns_by_every_method() {
     let Some(encoder) = std::env::var_os("FRONTDESK_MINILM") else {
         eprintln!("skipped: set FRONTDESK_MINILM to the folder that `frontdesk pull minilm-l6` prints");
         return;
     };
     let folder = tempfile::tempdir().unwrap();
     queries(&folder.path().join("data.csv"), 20);
-    let train = |flags: &[&str]| {
+    for (out, flags) in [("head", &[][..]), ("lora", &["--method", "lora"]), ("full", &["--method", "full"])]
+    {
         let mut command = frontdesk(folder.path());
-        command.args(["train", "--data", "data.csv", "--out", "run", "--base"]).arg(&encoder).args(flags);
-        command.output().unwrap()
-    };
-    let refused = train(&["--method", "lora"]);
-    assert_eq!(refused.status.code(), Some(2));
-    assert!(stderr(&refused).contains("--method"), "{}", stderr(&refused));
-    let output = train(&[]);
-    assert!(output.status.success(), "{}", stderr(&output));
-    let output = frontdesk(folder.path())
-        .args(["route", "--model", "run", "--json", "my card is lost"])
-        .output()
-        .unwrap();
-    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(answer["label"], "card_lost", "{answer}");
+        command.args(["train", "--data", "data.csv", "--epochs", "5", "--out", out, "--base"]);
+        let output = command.arg(&encoder).args(flags).output().unwrap();
+        assert!(output.status.success(), "{out}: {}", stderr(&output));
+        let mut command = frontdesk(folder.path());
+        let output = command.args(["route", "--model", out, "--json", "my card is lost"]).output().unwrap();
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(answer["label"], "card_lost", "{out}: {answer}");
+    }
 }
 
 #[test]

@@ -1,17 +1,22 @@
 //! Loss and gradients of one token tree.
 
-use kernels::{Backend, Direction, Output, PassSpec};
+use kernels::{Backend, Direction, Linear, Output, PassSpec};
 
 use crate::block::{Block, Saved};
+use crate::classifier::Classifier;
 use crate::forward::{Kv, Stream};
 use crate::model::{FeedForward, Model};
 use crate::tree::{Labelled, TokenTree};
+use crate::weights::Place;
 
 /// All buffers of a training pass, sized for a number of rows and kept between steps.
 pub(crate) struct Tape<B: Backend> {
     rows: usize,
     pass: Option<B::Pass>,
-    recording: B::Recording,
+    forward: B::Recording,
+    backward: B::Recording,
+    /// An encoder's outputs on the host, then their gradient.
+    outputs: Vec<f32>,
     stream: Stream<B>,
     saved: Vec<Saved<B>>,
     losses: B::Wide,
@@ -36,7 +41,9 @@ impl<B: Backend> Tape<B> {
         Self {
             rows,
             pass: None,
-            recording: B::Recording::default(),
+            forward: B::Recording::default(),
+            backward: B::Recording::default(),
+            outputs: Vec::new(),
             stream: Stream::new(model, rows),
             saved: model.blocks.iter().map(|block| Saved::new(backend, block, heads, rows)).collect(),
             losses: wide(1),
@@ -61,61 +68,110 @@ impl<B: Backend> Tape<B> {
 
 impl<B: Backend> Model<B> {
     /// Computes the loss of each labelled row and adds the gradient of their weighted sum to `gradients`.
-    /// Labelled rows are in order, each once.
+    /// Labelled rows are in order, each once. An encoder reads its texts with the `classifier`, which keeps the
+    /// gradients of its own values; a labelled row is then the last of a text and the target its label.
     ///
     /// # Panics
-    /// When the model is an encoder, which predicts no tokens.
+    /// When the tree is larger than the tape, or an encoder has no classifier.
     pub(crate) fn loss_and_gradients(
         &self,
         gradients: &mut B::Wide,
+        classifier: Option<&mut Classifier>,
         losses: &mut Vec<f32>,
         tape: &mut Tape<B>,
         tree: &TokenTree,
         labelled: &[Labelled],
     ) {
         assert!(tree.rows() <= tape.rows, "a tree of {} rows on a tape for {}", tree.rows(), tape.rows);
-        assert!(!self.is_encoder(), "an encoder predicts no tokens");
+        assert!(classifier.is_some() || !self.is_encoder(), "an encoder predicts no tokens");
         let ops = &self.backend;
         let chosen: Vec<u32> = labelled.iter().map(|l| l.row).collect();
-        let targets: Vec<u32> = labelled.iter().map(|l| l.target).collect();
-        let weights: Vec<f32> = labelled.iter().map(|l| l.weight).collect();
+        let (targets, weights): (Vec<u32>, Vec<f32>) = match classifier {
+            None => labelled.iter().map(|l| (l.target, l.weight)).unzip(),
+            Some(_) => Default::default(),
+        };
         let spec = PassSpec { chosen: &chosen, targets: &targets, weights: &weights, ..tree.spec() };
         let pass = ops.pass(&spec, tape.pass.take());
-        let mut recording = std::mem::take(&mut tape.recording);
-        ops.record(&mut recording, &pass, || self.forward_and_backward(gradients, tape, &pass));
-        losses.resize(labelled.len(), 0.0);
-        ops.download(losses, &tape.losses, 0);
-        (tape.pass, tape.recording) = (Some(pass), recording);
+        let (mut forward, mut backward) =
+            (std::mem::take(&mut tape.forward), std::mem::take(&mut tape.backward));
+        if let Some(classifier) = classifier {
+            ops.record(&mut forward, &pass, || self.forward(tape, &pass));
+            let len = tree.rows() * self.config.hidden_size;
+            tape.outputs.resize(len, 0.0);
+            ops.download(&mut tape.outputs, &tape.stream.x, 0);
+            classifier.loss(losses, &mut tape.outputs, labelled);
+            // Rows that no text has carry no gradient.
+            ops.clear(&mut tape.d_x, ops.rows(&pass) * self.config.hidden_size);
+            ops.upload(&mut tape.d_x, 0, &tape.outputs);
+            ops.record(&mut backward, &pass, || self.blocks_backward(gradients, tape, &pass));
+        } else {
+            ops.record(&mut forward, &pass, || {
+                self.forward(tape, &pass);
+                self.head_backward(gradients, tape, &pass);
+                self.blocks_backward(gradients, tape, &pass);
+            });
+            losses.resize(labelled.len(), 0.0);
+            ops.download(losses, &tape.losses, 0);
+        }
+        (tape.pass, tape.forward, tape.backward) = (Some(pass), forward, backward);
     }
 
-    fn forward_and_backward(&self, gradients: &mut B::Wide, tape: &mut Tape<B>, pass: &B::Pass) {
-        let (ops, width, rows) = (&self.backend, self.config.hidden_size, self.backend.chosen(pass));
+    fn forward(&self, tape: &mut Tape<B>, pass: &B::Pass) {
         self.embed(&mut tape.stream, pass);
         for (index, saved) in tape.saved.iter_mut().enumerate() {
             self.run_block(index, saved, &mut tape.stream, Kv::Own, pass);
         }
         self.finish(&mut tape.stream, pass);
+    }
 
+    /// The loss over the vocabulary, and the gradient of the last block's output on the chosen rows.
+    fn head_backward(&self, gradients: &mut B::Wide, tape: &mut Tape<B>, pass: &B::Pass) {
+        let (ops, width, rows) = (&self.backend, self.config.hidden_size, self.backend.chosen(pass));
         let Tape { stream, losses, d_h, d_chosen_x, .. } = tape;
-        ops.cross_entropy(losses, d_h, &stream.h, self.head(), pass);
+        match &self.weights {
+            None => ops.cross_entropy(losses, d_h, &stream.h, self.head(), pass),
+            Some(weights) => {
+                let at = weights.head.unwrap_or(weights.embedding);
+                ops.cross_entropy_with_head(losses, d_h, (gradients, at), &stream.h, self.head(), pass);
+                self.norm_parameters(gradients, d_h, &stream.unit, weights.norm, rows);
+            }
+        }
         ops.clear(d_chosen_x, rows * width);
         ops.norm_backward(d_chosen_x, d_h, &stream.unit, &stream.rstd, &self.norm, rows);
+    }
+
+    /// From the gradient of the last block's output to those of all parameters below.
+    fn blocks_backward(&self, gradients: &mut B::Wide, tape: &mut Tape<B>, pass: &B::Pass) {
         for index in (0..self.blocks.len()).rev() {
             self.block_backward(gradients, tape, index, pass);
         }
+        if self.weights.is_some() {
+            self.embed_backward(gradients, tape, pass);
+        }
     }
 
-    /// Turns the gradient of a block's output into that of its input, in `d_x` (of the last block from `d_chosen_x`), and adds the parameters' to `gradients`.
+    /// Turns the gradient of a block's output into that of its input, in `d_x` (of the last block of a decoder from
+    /// `d_chosen_x`), and adds the parameters' to `gradients`.
     fn block_backward(&self, gradients: &mut B::Wide, tape: &mut Tape<B>, index: usize, pass: &B::Pass) {
         let (ops, block, shape) = (&self.backend, &self.blocks[index], &self.attention_shape(index));
-        let (all, width, last) = (ops.rows(pass), self.config.hidden_size, self.narrows(index));
+        let (all, width, post) = (ops.rows(pass), self.config.hidden_size, self.post_norm());
+        let places = self.weights.as_ref().map(|weights| &weights.blocks[index]);
         let Tape { stream, saved, d_x, d_chosen_x, d_h, d_y, d_act, d_up, d_qkv, d_mid, .. } = tape;
-        let (d_attention, d_chosen, saved) =
-            (&mut tape.d_attention, &mut tape.d_chosen_attention, &saved[index]);
-        // The last block's feed-forward ran on the chosen rows only.
-        let (d_out, rows) = if last { (&mut *d_chosen_x, ops.chosen(pass)) } else { (&mut *d_x, all) };
+        let (before, saved) = saved.split_at(index);
+        let (d_attention, d_chosen, saved) = (&mut tape.d_attention, &mut tape.d_chosen_attention, &saved[0]);
+        // The last block of a decoder ran its feed-forward on the chosen rows only.
+        let narrows = self.narrows(index);
+        let (d_out, rows) = if narrows { (&mut *d_chosen_x, ops.chosen(pass)) } else { (&mut *d_x, all) };
 
-        ops.round(d_y, d_out, rows * width);
+        if post {
+            // From here on `d_h` is the gradient of the second sum.
+            ops.clear(d_h, rows * width);
+            ops.norm_backward(d_h, d_out, &saved.unit2, &saved.rstd2, &block.norm2, rows);
+            if let Some(places) = places {
+                self.norm_parameters(gradients, d_out, &saved.unit2, places.norm2, rows);
+            }
+        }
+        ops.round(d_y, if post { &*d_h } else { &*d_out }, rows * width);
         ops.linear_backward(Output::Narrow(d_act), d_mid, d_y, &block.down, rows);
         let feed_forward = block.down.inputs;
         match self.feed_forward() {
@@ -126,33 +182,130 @@ impl<B: Backend> Model<B> {
                 ops.activation_backward(d_up, &mut stream.act, d_act, &saved.up, f, rows, feed_forward);
             }
         }
-        ops.adapter_backward(gradients, &stream.act, &saved.down_mid, d_y, d_mid, &block.down, rows);
-        ops.linear_backward(Output::Wide(d_h), d_mid, d_up, &block.up, rows);
-        ops.norm_again(&mut stream.h, &saved.unit2, &block.norm2, rows);
-        ops.adapter_backward(gradients, &stream.h, &saved.up_mid, d_up, d_mid, &block.up, rows);
-        ops.norm_backward(d_out, d_h, &saved.unit2, &saved.rstd2, &block.norm2, rows);
+        let x = Inputs { x: &stream.act, mid: &saved.down_mid };
+        self.linear_parameters(gradients, x, d_y, d_mid, &block.down, places.map(|p| p.down), rows);
+        ops.linear_backward(into(d_h, post), d_mid, d_up, &block.up, rows);
+        // What the product read: the norm before it.
+        let (unit, norm) = if post { (&saved.unit1, &block.norm1) } else { (&saved.unit2, &block.norm2) };
+        ops.norm_again(&mut stream.h, unit, norm, rows);
+        let x = Inputs { x: &stream.h, mid: &saved.up_mid };
+        self.linear_parameters(gradients, x, d_up, d_mid, &block.up, places.map(|p| p.up), rows);
+        if let Some(places) = places {
+            let place = if post { places.norm1 } else { places.norm2 };
+            self.norm_parameters(gradients, d_h, unit, place, rows);
+        }
+        if post {
+            ops.clear(d_out, rows * width);
+            ops.norm_backward(d_out, d_h, &saved.unit1, &saved.rstd1, &block.norm1, rows);
+        } else {
+            ops.norm_backward(d_out, d_h, &saved.unit2, &saved.rstd2, &block.norm2, rows);
+        }
 
         ops.round(d_y, d_out, rows * width);
-        if last {
+        let place = places.map(|places| places.out);
+        if narrows {
             ops.linear_backward(Output::Narrow(d_chosen), d_mid, d_y, &block.out, rows);
-            let attention = &stream.chosen_attention;
-            ops.adapter_backward(gradients, attention, &saved.out_mid, d_y, d_mid, &block.out, rows);
+            let x = Inputs { x: &stream.chosen_attention, mid: &saved.out_mid };
+            self.linear_parameters(gradients, x, d_y, d_mid, &block.out, place, rows);
             ops.spread_narrow(d_attention, d_chosen, pass, block.out.inputs);
             ops.spread(d_x, d_chosen_x, pass, width);
         } else {
             ops.linear_backward(Output::Narrow(d_attention), d_mid, d_y, &block.out, rows);
-            ops.adapter_backward(gradients, &saved.attention, &saved.out_mid, d_y, d_mid, &block.out, rows);
+            let x = Inputs { x: &saved.attention, mid: &saved.out_mid };
+            self.linear_parameters(gradients, x, d_y, d_mid, &block.out, place, rows);
         }
         ops.attention_backward(d_qkv, d_attention, &saved.attention, &saved.lse, &saved.qkv, pass, shape);
         if let Some(table) = &self.rotary {
             ops.rotary(d_qkv, table, pass, shape, Direction::Backward);
         }
-        ops.linear_backward(Output::Wide(d_h), d_mid, d_qkv, &block.qkv, all);
-        ops.norm_again(&mut stream.h, &saved.unit1, &block.norm1, all);
-        ops.adapter_backward(gradients, &stream.h, &saved.qkv_mid, d_qkv, d_mid, &block.qkv, all);
-        // Nothing below the first block is trained, so its input needs no gradient.
-        if index > 0 {
+        let d_input = if post { &mut *d_x } else { &mut *d_h };
+        ops.linear_backward(into(d_input, post), d_mid, d_qkv, &block.qkv, all);
+        let (unit, norm) = match before.last() {
+            _ if !post => (&saved.unit1, &block.norm1),
+            Some(below) => (&below.unit2, &self.blocks[index - 1].norm2),
+            None => (&stream.unit, &self.norm),
+        };
+        ops.norm_again(&mut stream.h, unit, norm, all);
+        let x = Inputs { x: &stream.h, mid: &saved.qkv_mid };
+        self.linear_parameters(gradients, x, d_qkv, d_mid, &block.qkv, places.map(|p| p.qkv), all);
+        if post {
+            return;
+        }
+        if let Some(places) = places {
+            self.norm_parameters(gradients, d_h, &saved.unit1, places.norm1, all);
+        }
+        // Below the first block only the weights of the embedding may train.
+        if index > 0 || places.is_some() {
             ops.norm_backward(d_x, d_h, &saved.unit1, &saved.rstd1, &block.norm1, all);
         }
     }
+
+    /// The gradients of the tables that make the stream before the first block, whose gradient is in `d_x`.
+    fn embed_backward(&self, gradients: &mut B::Wide, tape: &mut Tape<B>, pass: &B::Pass) {
+        let Some(weights) = &self.weights else { return };
+        let (ops, width, rows) = (&self.backend, self.config.hidden_size, self.backend.rows(pass));
+        let Tape { stream, d_x, d_h, d_y, .. } = tape;
+        let d_sum = if self.post_norm() {
+            self.norm_parameters(gradients, d_x, &stream.unit, weights.norm, rows);
+            ops.clear(d_h, rows * width);
+            ops.norm_backward(d_h, d_x, &stream.unit, &stream.rstd, &self.norm, rows);
+            &*d_h
+        } else {
+            &*d_x
+        };
+        ops.embed_backward(gradients, weights.embedding, d_sum, pass, width);
+        if let Some(at) = weights.positions {
+            ops.positions_backward(gradients, at, d_sum, pass, width);
+        }
+        if let Some(at) = weights.token_types {
+            // Every row is of the first kind.
+            ops.round(d_y, d_sum, rows * width);
+            ops.bias_backward(gradients, at, d_y, width, rows);
+        }
+    }
+
+    /// The gradients of a product's parameters: its weights where they train, else LoRA's.
+    fn linear_parameters(
+        &self,
+        gradients: &mut B::Wide,
+        inputs: Inputs<'_, B>,
+        d_y: &B::Narrow,
+        d_mid: &B::Narrow,
+        linear: &Linear<B>,
+        place: Option<Place>,
+        rows: usize,
+    ) {
+        let (ops, Inputs { x, mid }) = (&self.backend, inputs);
+        let Some(place) = place else {
+            return ops.adapter_backward(gradients, x, mid, d_y, d_mid, linear, rows);
+        };
+        ops.weight_backward(gradients, place.weight, x, d_y, linear, rows);
+        if let Some(at) = place.bias {
+            ops.bias_backward(gradients, at, d_y, linear.outputs, rows);
+        }
+    }
+
+    /// The gradients of a norm's weight and bias.
+    fn norm_parameters(
+        &self,
+        gradients: &mut B::Wide,
+        d_h: &B::Wide,
+        unit: &B::Narrow,
+        place: Place,
+        rows: usize,
+    ) {
+        let width = self.config.hidden_size;
+        self.backend.norm_parameters_backward(gradients, place.weight, place.bias, d_h, unit, width, rows);
+    }
+}
+
+/// What a product read, and what it put between LoRA's matrices.
+struct Inputs<'a, B: Backend> {
+    x: &'a B::Narrow,
+    mid: &'a B::Narrow,
+}
+
+/// Adds to `buffer`, or overwrites it.
+fn into<B: Backend>(buffer: &mut B::Wide, add: bool) -> Output<'_, B> {
+    if add { Output::Add(buffer) } else { Output::Wide(buffer) }
 }

@@ -8,15 +8,17 @@ use std::collections::VecDeque;
 
 use kernels::linear::{self, Layer, PackedMatrix, Target};
 use kernels::pool;
-use serde::{Deserialize, Serialize};
 
-/// `logits = W f / |f| + b`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// `logits = W f + b`, or `W f / |f| + b`.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Head {
     /// `(labels, width)`.
     pub weight: Vec<f32>,
     /// `(labels)`.
     pub bias: Vec<f32>,
+    /// Whether features are scaled to unit length: those of a frozen model are; where the body trained too, it has
+    /// learnt their length.
+    pub unit: bool,
 }
 
 /// Features with their labels, ready to fit heads on.
@@ -45,11 +47,30 @@ const TOLERANCE: f64 = 1e-4;
 const MEMORY: usize = 10;
 
 impl Head {
+    /// A head that finds all labels equal.
+    pub fn zeros(classes: usize, width: usize) -> Self {
+        Self { weight: vec![0.0; classes * width], bias: vec![0.0; classes], unit: false }
+    }
+
+    /// Values in all.
+    pub fn values(&self) -> usize {
+        self.weight.len() + self.bias.len()
+    }
+
     /// `ln P(label | features)` of every label.
     pub fn log_probs(&self, features: &[f32]) -> Vec<f32> {
+        if !self.unit {
+            return Self::log_softmax(&self.weight, &self.bias, features);
+        }
         let length = norm(features);
-        let row = |(weight, bias): (&[f32], &f32)| dot(weight, features) / length + bias;
-        let logits: Vec<f32> = self.weight.chunks_exact(features.len()).zip(&self.bias).map(row).collect();
+        let unit: Vec<f32> = features.iter().map(|value| value / length).collect();
+        Self::log_softmax(&self.weight, &self.bias, &unit)
+    }
+
+    /// `ln softmax(W f + b)`.
+    pub(crate) fn log_softmax(weight: &[f32], bias: &[f32], features: &[f32]) -> Vec<f32> {
+        let row = |(weight, bias): (&[f32], &f32)| dot(weight, features) + bias;
+        let logits: Vec<f32> = weight.chunks_exact(features.len()).zip(bias).map(row).collect();
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f32 = logits.iter().map(|logit| (logit - max).exp()).sum();
         logits.iter().map(|logit| logit - max - sum.ln()).collect()
@@ -131,7 +152,7 @@ impl HeadProblem {
 
     /// The fit in the units of features as they come.
     pub fn head(&self, fit: &HeadFit) -> Head {
-        let mut head = Head { weight: Vec::new(), bias: Vec::new() };
+        let mut head = Head { weight: Vec::new(), bias: Vec::new(), unit: true };
         for row in fit.values.chunks_exact(self.width() + 1) {
             let weight: Vec<f32> = row.iter().zip(&self.scale).map(|(w, scale)| w * scale).collect();
             head.bias.push(row[self.width()] - dot(&weight, &self.mean));
@@ -249,8 +270,16 @@ fn dot64(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
+/// Of eight running sums, so that one addition need not wait for the one before.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
+    let ((a, rest_a), (b, rest_b)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut sums = [0.0; 8];
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    sums.iter().sum::<f32>() + rest_a.iter().zip(rest_b).map(|(a, b)| a * b).sum::<f32>()
 }
 
 fn norm(values: &[f32]) -> f32 {

@@ -5,6 +5,7 @@
 
 mod backward;
 mod block;
+mod classifier;
 mod error;
 mod features;
 mod forward;
@@ -17,9 +18,11 @@ mod parity;
 mod sampler;
 mod scorer;
 mod search;
+mod trainable;
 mod trainer;
 mod tree;
 mod trie;
+mod weights;
 
 pub use error::{Error, Result};
 pub use features::Features;
@@ -29,6 +32,8 @@ pub use model::{Model, Storage};
 pub use optimizer::{OptimizerOptions, Schedule};
 pub use sampler::{Balance, Sampler};
 pub use scorer::{LabelScores, Scorer, ScorerOptions};
+pub use trainable::{Body, Trainable};
 pub use trainer::{Example, Snapshot, StepReport, Trainer, TrainerOptions};
 pub use tree::{Labelled, TokenTree};
 pub use trie::LabelTrie;
+pub use weights::{WeightEntry, Weights};

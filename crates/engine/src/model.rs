@@ -8,9 +8,14 @@ use kernels::{Activation, AttentionShape, Backend, BlockFormat, Encoding, Gate, 
 use crate::Result;
 use crate::block::Block;
 use crate::lora::{Adapter, LoraEntry};
+use crate::weights::{Place, Weights};
 
 /// Positions for which rotary angles are kept; longer inputs are refused.
 const MAX_POSITIONS: usize = 8192;
+
+/// What runs as one product with queries, and with gates; of each what the family has.
+pub(crate) const QUERY_KEY_VALUE: [Part; 4] = [Part::Query, Part::Key, Part::Value, Part::QueryKeyValue];
+pub(crate) const GATE_UP: [Part; 3] = [Part::Gate, Part::Up, Part::GateUp];
 
 /// How frozen weights lie in memory; every answer and gradient is the same either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +40,8 @@ pub struct Model<B: Backend> {
     pub(crate) norm: Norm<B>,
     /// `(positions, D)`: cosines, then sines; `None` where positions are a learned table.
     pub(crate) rotary: Option<B::Wide>,
+    /// Where the weights lie in the parameters, when they train.
+    pub(crate) weights: Option<Weights>,
     positions: usize,
 }
 
@@ -52,10 +59,10 @@ impl<B: Backend> Model<B> {
             let linear = |parts: &[Part]| reader.linear(layer, parts);
             blocks.push(Block {
                 norm1: reader.norm(Part::Norm1, layer)?,
-                qkv: linear(&[Part::Query, Part::Key, Part::Value, Part::QueryKeyValue])?,
+                qkv: linear(&QUERY_KEY_VALUE)?,
                 out: linear(&[Part::Output])?,
                 norm2: reader.norm(Part::Norm2, layer)?,
-                up: linear(&[Part::Gate, Part::Up, Part::GateUp])?,
+                up: linear(&GATE_UP)?,
                 down: linear(&[Part::Down])?,
             });
         }
@@ -72,7 +79,19 @@ impl<B: Backend> Model<B> {
             if config.has(Part::Positions) { Some(reader.positions(positions)?) } else { None };
         let rotary =
             config.rope.as_ref().map(|rope| rotary_table(&backend, rope, config.head_dim, positions));
-        Ok(Self { backend, config, embedding, position_table, head, blocks, norm, rotary, positions })
+        let weights = None;
+        Ok(Self {
+            backend,
+            config,
+            embedding,
+            position_table,
+            head,
+            blocks,
+            norm,
+            rotary,
+            weights,
+            positions,
+        })
     }
 
     /// The model's sizes.
@@ -112,7 +131,30 @@ impl<B: Backend> Model<B> {
             refresh(&self.backend, linear, &parameters);
             self.backend.merge(linear, encoding);
         }
-        self.head = Some(self.backend.encode(self.head(), encoding));
+        self.encode_head(encoding);
+    }
+
+    /// Encodes the weights and the output head, as [`Model::merge`] does, where there is no adapter.
+    pub fn encode(&mut self, encoding: Encoding) {
+        for linear in self.blocks.iter_mut().flat_map(Block::linears_mut) {
+            self.backend.merge(linear, encoding);
+        }
+        self.encode_head(encoding);
+    }
+
+    fn encode_head(&mut self, encoding: Encoding) {
+        if !self.is_encoder() {
+            self.head = Some(self.backend.encode(self.head(), encoding));
+        }
+    }
+
+    /// Lets every weight train; from here on [`Model::refresh`] takes all of them from the parameters.
+    ///
+    /// # Panics
+    /// When the device trains no weights.
+    pub fn train_weights(&mut self) {
+        assert!(self.backend.trains_weights(), "{} trains no weights", self.backend.name());
+        self.weights = Some(Weights::new(&self.config));
     }
 
     /// Opens a slot for each pair of the adapter; returns its values on the device.
@@ -131,6 +173,56 @@ impl<B: Backend> Model<B> {
     pub fn refresh(&mut self, parameters: &B::Wide) {
         for linear in self.blocks.iter_mut().flat_map(Block::linears_mut) {
             refresh(&self.backend, linear, parameters);
+        }
+        if let Some(weights) = self.weights.take() {
+            self.repack(&weights, parameters);
+            self.weights = Some(weights);
+        }
+    }
+
+    /// Takes every weight from the parameters.
+    fn repack(&mut self, weights: &Weights, parameters: &B::Wide) {
+        let (ops, width) = (&self.backend, self.config.hidden_size);
+        ops.repack(&mut self.embedding, parameters, weights.embedding);
+        if let (Some(head), Some(at)) = (&mut self.head, weights.head) {
+            ops.repack(head, parameters, at);
+        }
+        if let Some(at) = weights.positions {
+            let mut table = vec![0.0; self.positions * width];
+            let mut kind = vec![0.0; width];
+            ops.download(&mut table, parameters, at);
+            if let Some(at) = weights.token_types {
+                ops.download(&mut kind, parameters, at);
+            }
+            self.position_table = Some(ops.matrix(self.positions, width, &mut |row, out| {
+                let values = table[row * width..].iter().zip(&kind).map(|(value, kind)| value + kind);
+                out.iter_mut().zip(values).for_each(|(out, value)| *out = value);
+            }));
+        }
+        // Few values each, through the host.
+        let vector = |to: &mut B::Wide, at: usize| {
+            let mut values = vec![0.0; ops.wide_len(to)];
+            ops.download(&mut values, parameters, at);
+            ops.upload(to, 0, &values);
+        };
+        let vectors = |weight: &mut B::Wide, bias: &mut Option<B::Wide>, place: Place| {
+            vector(weight, place.weight);
+            if let (Some(bias), Some(at)) = (bias, place.bias) {
+                vector(bias, at);
+            }
+        };
+        vectors(&mut self.norm.weight, &mut self.norm.bias, weights.norm);
+        for (block, places) in self.blocks.iter_mut().zip(&weights.blocks) {
+            for (norm, place) in [(&mut block.norm1, places.norm1), (&mut block.norm2, places.norm2)] {
+                vectors(&mut norm.weight, &mut norm.bias, place);
+            }
+            let places = [places.qkv, places.out, places.up, places.down];
+            for (linear, place) in block.linears_mut().zip(places) {
+                ops.repack(&mut linear.matrix, parameters, place.weight);
+                if let (Some(bias), Some(at)) = (&mut linear.bias, place.bias) {
+                    vector(bias, at);
+                }
+            }
         }
     }
 

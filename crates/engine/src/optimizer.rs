@@ -18,8 +18,6 @@ pub enum Schedule {
 /// The optimizer's settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OptimizerOptions {
-    /// Learning rate at its highest.
-    pub lr: f32,
     /// Decay of the first moment.
     pub beta1: f32,
     /// Decay of the second moment.
@@ -76,9 +74,15 @@ impl<B: Backend> Optimizer<B> {
     }
 
     /// Clips, steps, and returns the gradient's norm before clipping and the learning rate.
-    pub(crate) fn step(&mut self, backend: &B, options: &OptimizerOptions, total: u64) -> (f32, f32) {
+    pub(crate) fn step(
+        &mut self,
+        backend: &B,
+        options: &OptimizerOptions,
+        highest_lr: f32,
+        total: u64,
+    ) -> (f32, f32) {
         let norm = backend.square_sum(&self.gradients).sqrt() as f32;
-        let lr = options.lr * options.factor(self.steps, total);
+        let lr = highest_lr * options.factor(self.steps, total);
         self.steps += 1;
         let step = AdamW {
             lr,
@@ -104,7 +108,6 @@ mod tests {
 
     fn options(schedule: Schedule, warm_up: f32) -> OptimizerOptions {
         OptimizerOptions {
-            lr: 1.0,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,

@@ -3,6 +3,8 @@
 
 #![allow(clippy::float_cmp)] // Promises of equal bits are tested as such.
 
+mod training;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -114,8 +116,8 @@ impl Case {
 
 fn options(optimizer: &Value, rows_per_pass: usize, batch: usize) -> TrainerOptions {
     TrainerOptions {
+        lr: number(&optimizer["lr"]),
         optimizer: OptimizerOptions {
-            lr: number(&optimizer["lr"]),
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,

@@ -5,10 +5,13 @@ use kernels::Backend;
 use serde::{Deserialize, Serialize};
 
 use crate::backward::Tape;
-use crate::lora::{Adapter, Lora};
+use crate::classifier::Classifier;
+use crate::head::Head;
+use crate::lora::Adapter;
 use crate::model::Model;
 use crate::optimizer::{Optimizer, OptimizerOptions};
 use crate::sampler::Sampler;
+use crate::trainable::{Body, Trainable};
 use crate::tree::{Labelled, TokenTree};
 use crate::{Error, Result};
 
@@ -17,7 +20,7 @@ use crate::{Error, Result};
 pub struct Example {
     /// From the end of the shared beginning to where the label starts; at least one token.
     pub query: Vec<u32>,
-    /// The label with its end token.
+    /// What is predicted: the label's tokens with its end token; of an encoder the label's index alone.
     pub target: Vec<u32>,
     /// Factor of its loss.
     pub weight: f32,
@@ -26,7 +29,9 @@ pub struct Example {
 /// How to train.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainerOptions {
-    /// The optimizer's settings.
+    /// Learning rate at its highest.
+    pub lr: f32,
+    /// The optimizer's other settings.
     pub optimizer: OptimizerOptions,
     /// Examples a step.
     pub batch: usize,
@@ -60,7 +65,7 @@ pub struct StepReport {
 /// Everything that changes during training, on the host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Snapshot {
-    /// LoRA values.
+    /// The values that train.
     pub parameters: Vec<f32>,
     /// First moments.
     pub first: Vec<f32>,
@@ -73,7 +78,9 @@ pub struct Snapshot {
 /// A model in training.
 pub struct Trainer<B: Backend> {
     model: Model<B>,
-    lora: Lora,
+    body: Body,
+    /// The head of an encoder, with the current values.
+    classifier: Option<Classifier>,
     optimizer: Optimizer<B>,
     options: TrainerOptions,
     sampler: Sampler,
@@ -85,13 +92,16 @@ pub struct Trainer<B: Backend> {
 }
 
 impl<B: Backend> Trainer<B> {
-    /// Attaches the adapter to the model and gets ready for the first step.
+    /// Opens the model for what trains, an adapter or more, and gets ready for the first step.
     ///
     /// # Errors
     /// When an example does not fit the model's positions.
+    ///
+    /// # Panics
+    /// When an encoder has no head, or the device cannot train weights that shall train.
     pub fn new(
         mut model: Model<B>,
-        adapter: Adapter,
+        trainable: impl Into<Trainable>,
         prefix: Vec<u32>,
         examples: Vec<Example>,
         sampler: Sampler,
@@ -102,14 +112,44 @@ impl<B: Backend> Trainer<B> {
         if longest > model.positions() {
             return Err(Error::TooLong { tokens: longest, limit: model.positions() });
         }
-        model.attach(&adapter);
-        let optimizer = Optimizer::new(model.backend(), &adapter.values);
-        let (tree, losses) = (TokenTree::default(), Vec::new());
-        let lora = adapter.lora;
-        Ok(Self { model, lora, optimizer, options, sampler, prefix, examples, tape: None, tree, losses })
+        let trainable = trainable.into();
+        assert_eq!(model.is_encoder(), trainable.classes.is_some(), "an encoder trains with a head");
+        match trainable.adapter(model.config()) {
+            Some(adapter) => model.attach(&adapter),
+            None => model.train_weights(),
+        }
+        let (width, at) = (model.config().hidden_size, trainable.head_at(model.config()));
+        let classifier = trainable.classes.map(|classes| Classifier::new(at, classes, width));
+        let optimizer = Optimizer::new(model.backend(), &trainable.values);
+        let (tree, losses, tape) = (TokenTree::default(), Vec::new(), None);
+        let body = trainable.body;
+        let mut trainer = Self {
+            model,
+            body,
+            classifier,
+            optimizer,
+            options,
+            sampler,
+            prefix,
+            examples,
+            tape,
+            tree,
+            losses,
+        };
+        trainer.refresh();
+        Ok(trainer)
     }
 
-    /// The model with its current adapter.
+    /// Takes the optimizer's values into the model and its head.
+    fn refresh(&mut self) {
+        let parameters = &self.optimizer.parameters;
+        self.model.refresh(parameters);
+        if let Some(Classifier { at, values, .. }) = &mut self.classifier {
+            self.model.backend.download(values, parameters, *at);
+        }
+    }
+
+    /// The model with its current values.
     pub fn model(&self) -> &Model<B> {
         &self.model
     }
@@ -137,6 +177,9 @@ impl<B: Backend> Trainer<B> {
             batch.iter().map(of).map(|e| self.prefix.len() + e.query.len() + e.target.len() - 1).sum();
 
         self.optimizer.clear_gradients(self.model.backend());
+        if let Some(classifier) = &mut self.classifier {
+            classifier.gradients.fill(0.0);
+        }
         let (mut loss, mut rows, mut rest) = (0.0f64, 0, &batch[..]);
         while !rest.is_empty() {
             let (taken, labelled) = self.plant(rest, 1.0 / total);
@@ -151,8 +194,12 @@ impl<B: Backend> Trainer<B> {
             return Err(Error::Diverged { step: step + 1, loss });
         }
         let (backend, options) = (&self.model.backend, &self.options);
-        let (gradient_norm, lr) = self.optimizer.step(backend, &options.optimizer, options.total_steps);
-        self.model.refresh(&self.optimizer.parameters);
+        if let Some(Classifier { at, gradients, .. }) = &self.classifier {
+            backend.upload(&mut self.optimizer.gradients, *at, gradients);
+        }
+        let (gradient_norm, lr) =
+            self.optimizer.step(backend, &options.optimizer, options.lr, options.total_steps);
+        self.refresh();
         Ok(StepReport { step: step + 1, loss, gradient_norm, lr, examples: batch.len(), rows, tokens })
     }
 
@@ -161,22 +208,41 @@ impl<B: Backend> Trainer<B> {
         self.tape = None;
     }
 
-    /// Replaces the adapter's values; for after the last step, as the optimizer's state is left alone.
+    /// Replaces the values that train; for after the last step, as the optimizer's state is left alone.
     ///
     /// # Panics
-    /// When there are more or fewer values than the adapter has.
+    /// When there are more or fewer of them.
     pub fn replace(&mut self, values: &[f32]) {
         assert_eq!(values.len(), self.parameters(), "one value for each parameter");
         self.model.backend.upload(&mut self.optimizer.parameters, 0, values);
-        self.model.refresh(&self.optimizer.parameters);
+        self.refresh();
+    }
+
+    /// What trains, with its current values.
+    pub fn trainable(&self) -> Trainable {
+        let classes = self.classifier.as_ref().map(|classifier| classifier.head().bias.len());
+        Trainable { body: self.body.clone(), classes, values: self.host(&self.optimizer.parameters) }
     }
 
     /// The current adapter.
+    ///
+    /// # Panics
+    /// When it is the weights that train.
     pub fn adapter(&self) -> Adapter {
-        Adapter { lora: self.lora.clone(), values: self.host(&self.optimizer.parameters) }
+        self.trainable().adapter(self.config()).expect("LoRA is what trains")
     }
 
-    /// The gradients of the last step, laid out as the adapter's values.
+    /// Whether every weight trains.
+    pub fn trains_weights(&self) -> bool {
+        self.body == Body::Weights
+    }
+
+    /// The current head of an encoder.
+    pub fn head(&self) -> Option<Head> {
+        self.classifier.as_ref().map(Classifier::head)
+    }
+
+    /// The gradients of the last step, laid out as the values that train.
     pub fn gradients(&self) -> Vec<f32> {
         self.host(&self.optimizer.gradients)
     }
@@ -191,26 +257,21 @@ impl<B: Backend> Trainer<B> {
     /// Goes on from a snapshot as if nothing had happened since.
     ///
     /// # Errors
-    /// When the snapshot is of another adapter.
+    /// When the snapshot is of something else.
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
         let (backend, optimizer) = (&self.model.backend, &mut self.optimizer);
         let (found, expected) = (snapshot.parameters.len(), backend.wide_len(&optimizer.parameters));
         if found != expected || snapshot.first.len() != expected || snapshot.second.len() != expected {
             return Err(Error::Snapshot {
-                problem: format!("it has {found} parameters, this adapter {expected}"),
+                problem: format!("it has {found} parameters, this run {expected}"),
             });
         }
         backend.upload(&mut optimizer.parameters, 0, &snapshot.parameters);
         backend.upload(&mut optimizer.first, 0, &snapshot.first);
         backend.upload(&mut optimizer.second, 0, &snapshot.second);
         optimizer.steps = snapshot.steps;
-        self.model.refresh(&self.optimizer.parameters);
+        self.refresh();
         Ok(())
-    }
-
-    /// The model with its adapter, when training is over.
-    pub fn into_model(self) -> Model<B> {
-        self.model
     }
 
     /// The model's sizes.
@@ -257,8 +318,9 @@ impl<B: Backend> Trainer<B> {
             }
         };
         let tape = self.tape.insert(tape);
-        let gradients = &mut self.optimizer.gradients;
-        self.model.loss_and_gradients(gradients, &mut self.losses, tape, &self.tree, labelled);
+        let (gradients, classifier) = (&mut self.optimizer.gradients, self.classifier.as_mut());
+        let (losses, tree) = (&mut self.losses, &self.tree);
+        self.model.loss_and_gradients(gradients, classifier, losses, tape, tree, labelled);
     }
 
     fn host(&self, buffer: &B::Wide) -> Vec<f32> {

@@ -1,10 +1,11 @@
 //! A folder of safetensors files: one `model.safetensors`, or shards under an index.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorInfo, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, TensorInfo, View};
 use serde::Deserialize;
 
 use crate::map::Bytes;
@@ -138,24 +139,54 @@ pub fn read_f32(path: impl AsRef<Path>) -> Result<NamedValues> {
     Ok(tensors)
 }
 
-/// Writes named tensors of f32 atomically; the same tensors always give the same bytes.
+/// A tensor to write: its name, its shape (outermost first) and its values.
+pub type Named<'a> = (&'a str, Vec<usize>, &'a [f32]);
+
+/// Writes named tensors as `dtype` (f32, f16 or bf16) atomically, one after the other; the same tensors always give
+/// the same bytes.
 ///
 /// # Errors
-/// [`Error::Write`]; [`Error::Tensor`] when a tensor's values are not as many as its shape says.
-pub fn write_f32(path: impl AsRef<Path>, tensors: &[(&str, Vec<usize>, &[f32])]) -> Result<()> {
-    let fail = |name: &str, error: safetensors::SafeTensorError| Error::Tensor {
-        tensor: name.into(),
-        reason: error.to_string(),
+/// [`Error::Write`]; [`Error::Tensor`] when a tensor's values are not as many as its shape says, or for another type.
+pub fn write(path: impl AsRef<Path>, dtype: DType, tensors: &[Named<'_>]) -> Result<()> {
+    let fail = |tensor: &str, reason: String| Error::Tensor { tensor: tensor.into(), reason };
+    let stored = match dtype {
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        other => return Err(fail("all", format!("{other:?} is no type of safetensors"))),
     };
-    let stored = tensors.iter().map(|(_, _, values)| quant::quantize(DType::F32, values));
-    let stored = stored.collect::<Result<Vec<_>>>()?;
-    let mut views = Vec::with_capacity(tensors.len());
-    for ((name, shape, _), bytes) in tensors.iter().zip(&stored) {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
-        views.push((*name, view.map_err(|error| fail(name, error))?));
+    for (name, shape, values) in tensors {
+        if shape.iter().product::<usize>() != values.len() {
+            return Err(fail(name, format!("{} values for shape {shape:?}", values.len())));
+        }
     }
-    let bytes = safetensors::serialize(views, None).map_err(|error| fail("all", error))?;
-    store::write_atomically(path.as_ref(), &bytes)
+    let views = tensors.iter().map(|(name, shape, values)| (*name, Rounded { dtype, stored, shape, values }));
+    store::write_atomically_with(path.as_ref(), |file| {
+        safetensors::serialize_to_file(views, None, file).map_err(std::io::Error::other)
+    })
+}
+
+/// Values that become bytes when they are written.
+struct Rounded<'a> {
+    dtype: DType,
+    stored: Dtype,
+    shape: &'a [usize],
+    values: &'a [f32],
+}
+
+impl View for Rounded<'_> {
+    fn dtype(&self) -> Dtype {
+        self.stored
+    }
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        quant::quantize(self.dtype, self.values).expect("floats have no blocks to fill").into()
+    }
+    fn data_len(&self) -> usize {
+        self.values.len() * if self.dtype == DType::F32 { 4 } else { 2 }
+    }
 }
 
 /// Name, type, shape and place of each tensor in the bytes of a safetensors file, in the order of the names.

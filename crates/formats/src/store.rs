@@ -1,7 +1,7 @@
 //! Files written whole or not at all, and their hashes.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -15,11 +15,18 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::Write`] when the folder does not exist or the system refuses; `path` is then as it was.
 pub fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
-    let path = path.as_ref();
-    replace(path, bytes).map_err(|source| Error::Write { path: path.to_owned(), source })
+    write_atomically_with(path.as_ref(), |file| fs::write(file, bytes))
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// [`write_atomically`] for what `write` puts into the temporary file whose path it is given.
+///
+/// # Errors
+/// As there, and [`Error::Write`] when `write` fails.
+pub fn write_atomically_with(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+    replace(path, write).map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -29,8 +36,8 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // A temporary file is private by default; what replaces `path` must be as readable as any other file.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder)?;
-    file.write_all(bytes)?;
+    let file = builder.tempfile_in(folder)?;
+    write(file.path())?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|failed| failed.error)?;
     // The rename itself lives in the folder, which Unix systems sync through a handle of its own.

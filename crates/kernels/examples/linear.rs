@@ -149,7 +149,7 @@ fn loss<E: Element>(format: Option<BlockFormat>, rows: usize, peak: f64) {
     let weights = vec![1.0; rows];
     let product = 2.0 * (rows * width * vocabulary) as f64;
     let both = best(|| {
-        cross_entropy::forward_backward(&mut losses, Some(&mut d_h), &h, &head, &targets, &weights);
+        cross_entropy::forward_backward(&mut losses, Some(&mut d_h), None, &h, &head, &targets, &weights);
     });
     let wanted: Vec<(u32, u32)> = targets.iter().map(|t| (*t, *t)).collect();
     let ahead = best(|| cross_entropy::log_probs(&mut losses, &h, &head, &wanted));

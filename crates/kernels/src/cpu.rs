@@ -6,8 +6,8 @@ use std::ops::Range;
 use crate::linear::{Layer, PackedAdapter, PackedMatrix, Target};
 use crate::{
     Activation, AdamW, AttentionShape, Backend, BlockFormat, Direction, Element, Encoding, Gate, KvColumns,
-    Linear, Norm, Output, PassSpec, TreeLayout, activation, adamw, attention, cross_entropy, element, embed,
-    gated, isa, linear, norm, rotary,
+    Linear, Norm, Output, PassSpec, TreeLayout, activation, adamw, attention, columns, cross_entropy,
+    element, embed, gated, isa, linear, norm, rotary,
 };
 
 /// The processor, computing in `E`.
@@ -318,11 +318,84 @@ impl<E: Element> Backend for Cpu<E> {
         pass: &Pass,
     ) {
         let losses = &mut losses[..pass.targets.len()];
-        cross_entropy::forward_backward(losses, Some(d_h), h, head, &pass.targets, &pass.weights);
+        cross_entropy::forward_backward(losses, Some(d_h), None, h, head, &pass.targets, &pass.weights);
     }
     fn log_probs(&self, out: &mut Vec<f32>, h: &Vec<E>, head: &PackedMatrix<E>, pass: &Pass) {
         let h = &h[..pass.chosen.len() * head.cols()];
         cross_entropy::log_probs(&mut out[..pass.wanted.len()], h, head, &pass.wanted);
+    }
+    fn trains_weights(&self) -> bool {
+        true
+    }
+    fn repack(&self, matrix: &mut PackedMatrix<E>, parameters: &Vec<f32>, at: usize) {
+        let len = matrix.rows() * matrix.cols();
+        matrix.refill(&parameters[at..at + len]);
+    }
+    fn weight_backward(
+        &self,
+        gradients: &mut Vec<f32>,
+        at: usize,
+        x: &Vec<E>,
+        d_y: &Vec<E>,
+        linear: &Linear<Self>,
+        rows: usize,
+    ) {
+        let Linear { inputs, outputs, .. } = *linear;
+        let gradient = &mut gradients[at..at + outputs * inputs];
+        linear::weight_backward(gradient, x, &d_y[..rows * outputs], inputs, outputs);
+    }
+    fn bias_backward(&self, gradients: &mut Vec<f32>, at: usize, d_y: &Vec<E>, width: usize, rows: usize) {
+        columns::sum(&mut gradients[at..at + width], &d_y[..rows * width]);
+    }
+    fn norm_parameters_backward(
+        &self,
+        gradients: &mut Vec<f32>,
+        weight: usize,
+        bias: Option<usize>,
+        d_h: &Vec<f32>,
+        unit: &Vec<E>,
+        width: usize,
+        rows: usize,
+    ) {
+        let (d_h, unit) = (&d_h[..rows * width], &unit[..rows * width]);
+        columns::sum_products(&mut gradients[weight..weight + width], d_h, unit);
+        if let Some(bias) = bias {
+            columns::sum(&mut gradients[bias..bias + width], d_h);
+        }
+    }
+    fn embed_backward(&self, gradients: &mut Vec<f32>, at: usize, d_x: &Vec<f32>, pass: &Pass, width: usize) {
+        embed::backward(&mut gradients[at..], d_x, &pass.tokens, width);
+    }
+    fn positions_backward(
+        &self,
+        gradients: &mut Vec<f32>,
+        at: usize,
+        d_x: &Vec<f32>,
+        pass: &Pass,
+        width: usize,
+    ) {
+        embed::backward(&mut gradients[at..], d_x, &pass.positions, width);
+    }
+    fn cross_entropy_with_head(
+        &self,
+        losses: &mut Vec<f32>,
+        d_h: &mut Vec<f32>,
+        (gradients, at): (&mut Vec<f32>, usize),
+        h: &Vec<E>,
+        head: &PackedMatrix<E>,
+        pass: &Pass,
+    ) {
+        let losses = &mut losses[..pass.targets.len()];
+        let d_head = &mut gradients[at..at + head.rows() * head.cols()];
+        cross_entropy::forward_backward(
+            losses,
+            Some(d_h),
+            Some(d_head),
+            h,
+            head,
+            &pass.targets,
+            &pass.weights,
+        );
     }
     fn square_sum(&self, values: &Vec<f32>) -> f64 {
         adamw::square_sum(values)

@@ -1,6 +1,7 @@
 //! Cross-entropy and log-probabilities over the vocabulary, on chosen rows only, without keeping all logits.
 //!
-//! `z = h W^T`, `loss = logsumexp(z) - z[target]`, `d_h = weight (softmax(z) - onehot(target)) W`.
+//! `z = h W^T`, `loss = logsumexp(z) - z[target]`, `d_z = weight (softmax(z) - onehot(target))`, `d_h = d_z W`,
+//! `d_W = d_z^T h`.
 
 use std::ops::Range;
 
@@ -8,7 +9,7 @@ use crate::linear::bytes::Rounded;
 use crate::linear::kernel::{COLUMNS, ROWS};
 use crate::linear::product::{Left, RowPanels, multiply, pack_rows};
 use crate::linear::words::Scratch;
-use crate::linear::{PackedMatrix, Sink, Target};
+use crate::linear::{self, PackedMatrix, Sink, Target};
 use crate::pool::{self, Shared};
 use crate::{Element, Isa, isa};
 
@@ -18,21 +19,22 @@ const CHUNK_BYTES: usize = 20 << 20;
 const SEGMENT_PANELS: usize = 32;
 const SEGMENT: usize = SEGMENT_PANELS * COLUMNS;
 
-/// Writes `losses` and, if asked, `d_h`.
+/// Writes `losses` and, if asked, `d_h`; then also adds the head's gradient to `d_head`, if asked.
 /// # Shapes
-/// `h`, `d_h`: `(L, C)`; `losses`, `targets`, `weights`: `(L)`; `head`: `(V, C)`.
+/// `h`, `d_h`: `(L, C)`; `losses`, `targets`, `weights`: `(L)`; `head`, `d_head`: `(V, C)`.
 /// # Panics
 /// When a slice is shorter than its shape or a target is not below `V`.
 pub fn forward_backward<E: Element>(
     losses: &mut [f32],
     mut d_h: Option<&mut [f32]>,
+    mut d_head: Option<&mut [f32]>,
     h: &[E],
     head: &PackedMatrix<E>,
     targets: &[u32],
     weights: &[f32],
 ) {
     if isa::current() == Isa::Scalar {
-        return reference::forward_backward(losses, d_h, h, head, targets, weights);
+        return reference::forward_backward(losses, d_h, d_head, h, head, targets, weights);
     }
     let width = head.cols();
     let (losses, weights) = (&mut losses[..targets.len()], &weights[..targets.len()]);
@@ -47,7 +49,15 @@ pub fn forward_backward<E: Element>(
         }
         if let Some(d_h) = d_h.as_deref_mut() {
             let d_h = &mut d_h[chunk.start * width..chunk.end * width];
-            logits.backward(d_h, head, &lse, &targets[chunk.clone()], &weights[chunk]);
+            let mut d_z = Scratch::take(if d_head.is_some() { chunk.len() * head.rows() } else { 0 });
+            let d_z: &mut [E] = bytemuck::cast_slice_mut(&mut d_z);
+            let (targets, weights) = (&targets[chunk.clone()], &weights[chunk.clone()]);
+            logits.backward(d_h, d_head.is_some().then_some(&mut *d_z), head, &lse, targets, weights);
+            if let Some(d_head) = d_head.as_deref_mut() {
+                let (h, d_z) =
+                    (&h[chunk.start * width..chunk.end * width], &d_z[..chunk.len() * head.rows()]);
+                linear::weight_backward(d_head, h, d_z, width, head.rows());
+            }
         }
     }
 }
@@ -197,10 +207,11 @@ impl Logits {
         max + sum.ln() as f32
     }
 
-    /// Uses up the exponentials.
+    /// Uses up the exponentials; also writes the gradients of the logits, `(rows, vocabulary)`, if asked.
     fn backward<E: Element>(
         &mut self,
         d_h: &mut [f32],
+        d_z: Option<&mut [E]>,
         head: &PackedMatrix<E>,
         lse: &[f32],
         targets: &[u32],
@@ -211,6 +222,7 @@ impl Logits {
         let mut packed = Scratch::take(rows.rows * k_words);
         let shared = Shared::new(&mut packed);
         let values = Shared::new(bytemuck::cast_slice_mut::<u32, f32>(&mut self.values));
+        let d_z = d_z.map(Shared::new);
         let parts = &self.parts;
         let segments = vocabulary.div_ceil(SEGMENT);
         pool::run(segments * rows.count, &|job| {
@@ -227,6 +239,12 @@ impl Logits {
                     e[targets[t] as usize - columns.start] -= weights[t];
                 }
                 (kernels.narrow)(&mut out[..e.len()], e);
+                if let Some(d_z) = &d_z {
+                    let row = t * vocabulary;
+                    // SAFETY: as above.
+                    let d_z = unsafe { d_z.range(row + columns.start..row + columns.end) };
+                    d_z.copy_from_slice(&out[..columns.len()]);
+                }
             }
             let words = |column: usize| panel.start * k_words + column.div_ceil(E::PAIR) * panel.len();
             // SAFETY: as above, in the packed order.
@@ -263,6 +281,7 @@ pub mod reference {
     pub fn forward_backward<E: Element>(
         losses: &mut [f32],
         mut d_h: Option<&mut [f32]>,
+        mut d_head: Option<&mut [f32]>,
         h: &[E],
         head: &PackedMatrix<E>,
         targets: &[u32],
@@ -282,6 +301,10 @@ pub mod reference {
                 let d = weights[l] * ((z - lse).exp() - hit);
                 head.read_row(token, &mut row);
                 d_h.iter_mut().zip(&row).for_each(|(d_h, w)| *d_h += d * w);
+                if let Some(d_head) = d_head.as_deref_mut() {
+                    let d_row = &mut d_head[token * width..][..width];
+                    d_row.iter_mut().zip(h).for_each(|(d_w, h)| *d_w += d * h.to_f32());
+                }
             }
         }
     }

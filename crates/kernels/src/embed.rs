@@ -49,3 +49,16 @@ pub fn spread<V: Copy + Default>(to: &mut [V], from: &[V], rows: &[u32], width: 
         to[row as usize * width..][..width].copy_from_slice(from);
     }
 }
+
+/// `gradient[rows[t]] += d_x[t]`, one after the other: the backward pass of [`forward`] and [`add`].
+/// # Shapes
+/// `gradient`: `(V, C)`, `d_x`: `(T, C)`, `rows`: `(T)`.
+/// # Panics
+/// When a row is not below `V` or `d_x` is too short.
+pub fn backward(gradient: &mut [f32], d_x: &[f32], rows: &[u32], width: usize) {
+    assert!(d_x.len() >= rows.len() * width, "embed::backward: too short");
+    for (d_x, &row) in d_x.chunks_exact(width).zip(rows) {
+        let sums = &mut gradient[row as usize * width..][..width];
+        sums.iter_mut().zip(d_x).for_each(|(sum, d)| *sum += d);
+    }
+}

@@ -14,6 +14,7 @@ pub mod activation;
 pub mod adamw;
 pub mod attention;
 mod backend;
+pub mod columns;
 mod cpu;
 pub mod cross_entropy;
 pub mod element;

@@ -35,22 +35,47 @@ impl<E: Element> Case<E> {
     }
 
     fn run(&self, fast: bool) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        let (losses, d_h, _, probs) = self.run_with_head(fast);
+        (losses, d_h, probs)
+    }
+
+    /// With the head's gradient, added to ones.
+    fn run_with_head(&self, fast: bool) -> (Vec<f32>, Vec<f32>, Vec<f32>, Vec<f32>) {
         let rows = self.targets.len();
+        let mut d_head = vec![1.0; self.head.rows() * self.width];
+        let head_gradient = Some(&mut d_head[..]);
         let (mut losses, mut d_h, mut probs) =
             (vec![0.0; rows], vec![1.0; rows * self.width], vec![0.0; self.wanted.len()]);
         let (h, head, targets, weights) = (&self.h, &self.head, &self.targets, &self.weights);
         if fast {
-            forward_backward(&mut losses, Some(&mut d_h), h, head, targets, weights);
+            forward_backward(&mut losses, Some(&mut d_h), head_gradient, h, head, targets, weights);
             log_probs(&mut probs, h, head, &self.wanted);
         } else {
-            reference::forward_backward(&mut losses, Some(&mut d_h), h, head, targets, weights);
+            reference::forward_backward(
+                &mut losses,
+                Some(&mut d_h),
+                head_gradient,
+                h,
+                head,
+                targets,
+                weights,
+            );
             reference::log_probs(&mut probs, h, head, &self.wanted);
         }
-        (losses, d_h, probs)
+        (losses, d_h, d_head, probs)
     }
 
     fn check(&self) {
         self.check_results(self.run(true));
+        let ((_, d_h, d_head, _), (_, _, plain, _)) = (self.run_with_head(true), self.run_with_head(false));
+        let (mut losses, mut alone) = (vec![0.0; self.targets.len()], vec![1.0; d_h.len()]);
+        let (h, head, targets, weights) = (&self.h, &self.head, &self.targets, &self.weights);
+        forward_backward(&mut losses, Some(&mut alone), None, h, head, targets, weights);
+        assert_eq!(alone, d_h, "the head's gradient is computed beside the others");
+        let unit = if E::NAME == "f32" { 1e-5 } else { 1.0 / 256.0 };
+        let largest = self.h.iter().fold(0.0f32, |a, h| a.max(h.to_f32().abs()));
+        let sum: f32 = self.weights.iter().map(|w| w.abs()).sum();
+        assert_close("d_head", &d_head, &plain, &vec![unit * largest * sum + 1e-6; plain.len()]);
     }
 
     fn check_results(&self, (losses, d_h, probs): (Vec<f32>, Vec<f32>, Vec<f32>)) {
@@ -132,5 +157,19 @@ fn plain_gradient_is_the_finite_difference() {
         case.h[at] = middle;
         let numeric = (up - down) / (2.0 * f64::from(step));
         assert!((numeric - f64::from(gradient)).abs() < 3e-4, "d_h[{at}] = {gradient}, not {numeric}");
+    }
+    let (_, _, d_head, _) = case.run_with_head(false);
+    let mut values = vec![0.0; 50 * 7];
+    (0..50).for_each(|row| case.head.read_row(row, &mut values[row * 7..(row + 1) * 7]));
+    for at in (0..values.len()).step_by(11) {
+        let mut moved = |by: f32| {
+            let mut values = values.clone();
+            values[at] += by;
+            case.head.refill(&values);
+            objective(&case)
+        };
+        let numeric = (moved(0.02) - moved(-0.02)) / 0.04;
+        let gradient = d_head[at] - 1.0;
+        assert!((numeric - f64::from(gradient)).abs() < 3e-4, "d_head[{at}] = {gradient}, not {numeric}");
     }
 }

@@ -263,7 +263,8 @@ fn check_weight_gradient<E: Element>(inputs: usize, outputs: usize, rows: usize,
 
 #[test]
 fn the_gradient_of_a_weight_is_plain_and_adds_up() {
-    for (inputs, outputs, rows, seed) in [(5, 3, 1, 1), (384, 77, 130, 2), (33, 31, 700, 3), (130, 12, 37, 4)]
+    for (inputs, outputs, rows, seed) in
+        [(5, 3, 1, 1), (384, 77, 130, 2), (40, 405, 90, 5), (33, 31, 700, 3), (130, 12, 37, 4)]
     {
         check_weight_gradient::<f32>(inputs, outputs, rows, seed);
         check_weight_gradient::<bf16>(inputs, outputs, rows, seed);
@@ -386,4 +387,28 @@ fn blocks_are_expanded_exactly_in_both_types() {
     blocks_are_expanded_exactly::<f32>(75, 96, 19);
     blocks_are_expanded_exactly::<bf16>(40, 2336, 3);
     blocks_are_expanded_exactly::<f32>(2100, 32, 3);
+}
+
+/// A matrix refilled is the matrix built from the same values.
+#[test]
+fn new_values_take_the_place_of_the_old_ones() {
+    fn check<E: Element>(rows: usize, cols: usize) {
+        let mut random = Random(8);
+        let (old, new) = (random.vec::<f32>(rows * cols), random.vec::<f32>(rows * cols));
+        let build = |values: &[f32]| {
+            PackedMatrix::<E>::new(rows, cols, &mut |row, out| {
+                out.copy_from_slice(&values[row * cols..][..cols]);
+            })
+        };
+        let mut refilled = build(&old);
+        refilled.refill(&new);
+        let (expected, mut a, mut b) = (build(&new), vec![0.0; cols], vec![0.0; cols]);
+        for row in 0..rows {
+            refilled.read_row(row, &mut a);
+            expected.read_row(row, &mut b);
+            assert_eq!(a, b, "row {row}");
+        }
+    }
+    check::<f32>(45, 39);
+    check::<bf16>(700, 33);
 }

@@ -17,7 +17,7 @@ const PLAN: &str = "plan.json";
 const LOCK: &str = "lock";
 const KEY: &str = "frontdesk";
 
-/// The best adapter so far and how it was found.
+/// The best values so far and how it was found.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Best {
     pub(crate) step: u64,
@@ -86,9 +86,9 @@ impl Checkpoint {
             Some((name, view.ok()?))
         });
         let metadata = HashMap::from([(KEY.to_owned(), header)]);
-        let bytes = safetensors::serialize(views, Some(metadata))
-            .map_err(|source| Error::Checkpoint { path: path.clone(), problem: source.to_string() })?;
-        Ok(store::write_atomically(&path, &bytes)?)
+        Ok(store::write_atomically_with(&path, |file| {
+            safetensors::serialize_to_file(views, Some(metadata), file).map_err(std::io::Error::other)
+        })?)
     }
 
     /// Reads the state, or `None` when the run was interrupted before its first checkpoint.

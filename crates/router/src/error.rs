@@ -32,13 +32,13 @@ pub enum Error {
         /// What it does.
         problem: &'static str,
     },
-    /// A method that the base model cannot be trained with.
-    #[error("`{model}` is an encoder, which --method {method} does not train")]
+    /// A method that the device has no ops for.
+    #[error("--method {method} does not run on {device}")]
     Method {
-        /// Its name.
-        model: String,
         /// The method.
         method: &'static str,
+        /// What would have run it.
+        device: String,
     },
     /// There is a run in the way.
     #[error("{}: there is already a run in this folder", path.display())]
@@ -134,7 +134,7 @@ impl Error {
             Self::NoTemplate { .. } => {
                 "use the model's instruct version, or a folder whose tokenizer_config.json has a chat_template"
             }
-            Self::Method { .. } => "leave --method out, or name `head`",
+            Self::Method { .. } => "use --device cpu, or another method",
             Self::Occupied { .. } => "name another folder with --out, or delete this one first",
             Self::NothingToResume { .. } => "leave --resume away to start a new run",
             Self::Unfinished { .. } => "finish it with `frontdesk train --resume --out FOLDER`",

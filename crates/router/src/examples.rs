@@ -116,13 +116,14 @@ impl Encoded {
     ) -> Result<Self> {
         let prompt = prompt(data, base, tokenizer, recipe)?;
         let names = data.labels();
-        let ids = match recipe.method_for(base)? {
-            Method::Lora => {
-                let ids = prompt.encode_labels(tokenizer, &names)?;
-                LabelTrie::new(&ids)?;
-                ids
-            }
-            Method::Head => vec![Vec::new(); names.len()],
+        // A head tells labels apart by their index.
+        let by_head = base.config.is_encoder() || recipe.method_for(base) == Method::Head;
+        let ids = if by_head {
+            vec![Vec::new(); names.len()]
+        } else {
+            let ids = prompt.encode_labels(tokenizer, &names)?;
+            LabelTrie::new(&ids)?;
+            ids
         };
         let index: HashMap<&str, usize> =
             names.iter().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
@@ -141,7 +142,8 @@ impl Encoded {
         };
         let mut train = Vec::with_capacity(data.train.len());
         for ((example, &label), &weight) in data.train.iter().zip(&train_labels).zip(&factors) {
-            train.push(Example { query: encode(example)?, target: ids[label].clone(), weight });
+            let target = if by_head { vec![label as u32] } else { ids[label].clone() };
+            train.push(Example { query: encode(example)?, target, weight });
         }
         let valid = data.valid.iter().map(&mut encode).collect::<Result<Vec<_>>>()?;
         let mut counts = vec![0; names.len()];
@@ -157,10 +159,10 @@ impl Encoded {
 
     /// The first examples as pieces of text, each with whether it carries loss.
     pub(crate) fn show(&self, tokenizer: &Tokenizer, count: usize) -> Result<Vec<Vec<(String, bool)>>> {
-        let shown = self.train.iter().take(count).map(|example| {
+        let shown = self.train.iter().zip(&self.train_labels).take(count).map(|(example, &label)| {
             let before: Vec<u32> = self.prompt.shared_ids().iter().chain(&example.query).copied().collect();
             let mut pieces = vec![(tokenizer.decode(&before, false)?, false)];
-            for &token in &example.target {
+            for &token in &self.labels[label].ids {
                 pieces.push((tokenizer.decode(&[token], false)?, true));
             }
             Ok(pieces)

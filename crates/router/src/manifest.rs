@@ -35,9 +35,15 @@ pub struct Manifest {
     pub recipe: Recipe,
     /// Device and arithmetic: `cpu avx512 bf16`.
     pub device: String,
-    /// Steps taken, and the step of the kept adapter.
+    /// Values that trained; 0 in runs that did not say.
+    #[serde(default)]
+    pub trainable: usize,
+    /// Weights of the base model; 0 in runs that did not say.
+    #[serde(default)]
+    pub parameters: usize,
+    /// Steps taken.
     pub steps: u64,
-    /// The step whose adapter was kept.
+    /// The step whose values were kept.
     pub best_step: u64,
     /// How it did on the validation examples.
     pub validation: ValidationRecord,
@@ -47,6 +53,28 @@ pub struct Manifest {
     pub thresholds: Thresholds,
     /// SHA-256 of every other file of the folder that the router reads.
     pub files: BTreeMap<String, String>,
+}
+
+impl Manifest {
+    /// The method with its settings, and the share of the weights that it trained, for people.
+    pub fn method_in_words(&self) -> String {
+        let lora = &self.recipe.lora;
+        let method = match self.method {
+            Method::Lora => format!("LoRA, rank {}, alpha {}", lora.rank, lora.alpha),
+            Method::Full => "every weight".to_owned(),
+            Method::Head => "linear head on the frozen model".to_owned(),
+        };
+        if self.trainable == 0 || self.parameters == 0 {
+            return method;
+        }
+        let (trainable, parameters) = (self.trainable as f64, self.parameters as f64);
+        format!(
+            "{method}: {:.2} million values trained, {:.1}% of the {:.1} million of the model",
+            trainable / 1e6,
+            100.0 * trainable / parameters,
+            parameters / 1e6
+        )
+    }
 }
 
 /// The base model of a run.

@@ -7,7 +7,6 @@ use formats::BaseModel;
 use serde::{Deserialize, Serialize};
 
 use crate::prompt::DEFAULT_SYSTEM;
-use crate::{Error, Result};
 
 /// What trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +14,8 @@ use crate::{Error, Result};
 pub enum Method {
     /// Small matrices beside the frozen weights (Hu et al., 2021).
     Lora,
+    /// Every weight.
+    Full,
     /// A linear head on the features of the frozen model: transfer learning.
     Head,
 }
@@ -24,6 +25,7 @@ impl Method {
     pub fn name(self) -> &'static str {
         match self {
             Self::Lora => "lora",
+            Self::Full => "full",
             Self::Head => "head",
         }
     }
@@ -36,7 +38,10 @@ pub struct Recipe {
     pub method: Option<Method>,
     /// How LoRA is applied.
     pub lora: Lora,
-    /// The optimizer's settings.
+    /// Learning rate at its highest; `None`: see [`Recipe::lr_for`].
+    #[serde(default)]
+    pub lr: Option<f32>,
+    /// The optimizer's other settings.
     pub optimizer: OptimizerOptions,
     /// Passes over the training examples; `None`: see [`Recipe::sized_for`].
     pub epochs: Option<f32>,
@@ -73,8 +78,8 @@ impl Default for Recipe {
         Self {
             method: None,
             lora: Lora { rank: 64, alpha: 64.0, rslora: false, projections: Projection::ALL.to_vec() },
+            lr: None,
             optimizer: OptimizerOptions {
-                lr: 2e-3,
                 beta1: 0.9,
                 beta2: 0.999,
                 eps: 1e-8,
@@ -102,18 +107,18 @@ impl Default for Recipe {
 
 impl Recipe {
     /// What trains in this base model.
-    ///
-    /// # Errors
-    /// When the recipe asks for what the model cannot do.
-    pub fn method_for(&self, base: &BaseModel) -> Result<Method> {
-        let encoder = base.config.is_encoder();
-        match self.method {
-            None => Ok(if encoder { Method::Head } else { Method::Lora }),
-            Some(Method::Lora) if encoder => {
-                Err(Error::Method { model: base.name().to_owned(), method: Method::Lora.name() })
-            }
-            Some(method) => Ok(method),
-        }
+    pub fn method_for(&self, base: &BaseModel) -> Method {
+        self.method.unwrap_or(if base.config.is_encoder() { Method::Head } else { Method::Lora })
+    }
+
+    /// The highest learning rate with which this method trains this base model.
+    pub fn lr_for(&self, base: &BaseModel) -> f32 {
+        let found = match (self.method_for(base), base.config.is_encoder()) {
+            (Method::Full, true) => FULL_ENCODER_LR,
+            (Method::Full, false) => FULL_DECODER_LR,
+            _ => LORA_LR,
+        };
+        self.lr.unwrap_or(found)
     }
 
     /// Examples a step and passes over the data for a training set of this size.
@@ -128,6 +133,10 @@ impl Recipe {
     }
 }
 
+/// Learning rates, as `docs/log.md` found them.
+const LORA_LR: f32 = 2e-3;
+const FULL_DECODER_LR: f32 = 2e-4;
+const FULL_ENCODER_LR: f32 = 2e-4;
 /// Steps below which more passes are made.
 const FEWEST_STEPS: f32 = 300.0;
 /// Passes over a large data set.

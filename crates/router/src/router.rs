@@ -44,7 +44,7 @@ pub struct Router<B: Backend> {
 
 impl<B: Backend> Router<B> {
     /// Loads the base model, what the run trained, and its frozen prompt. LoRA is merged into the weights, in
-    /// `encoding`; a head's model stays as the head was fitted on it.
+    /// `encoding`; a model that a head reads stays as the head was fitted on it.
     ///
     /// # Errors
     /// When the base is not the one the run was trained on, or a file does not fit.
@@ -52,7 +52,7 @@ impl<B: Backend> Router<B> {
         let method = run.manifest.method;
         let storage = match method {
             Method::Lora => Storage::AsStored,
-            Method::Head => Storage::Expanded,
+            Method::Full | Method::Head => Storage::Expanded,
         };
         // Hashing the base takes about as long as loading it.
         let (checked, adapter, tokenizer, model) = std::thread::scope(|scope| {
@@ -68,14 +68,19 @@ impl<B: Backend> Router<B> {
         checked?;
         let (adapter, tokenizer, mut model) = (adapter?, tokenizer?, model?);
         let prompt = &run.manifest.prompt;
-        let scoring = match adapter {
-            Some(adapter) => {
-                model.merge(&adapter, encoding);
-                let labels: Vec<Vec<u32>> =
-                    run.manifest.labels.iter().map(|label| label.ids.clone()).collect();
-                Scoring::tokens(&model, &labels, prompt)?
-            }
-            None => Scoring::head(run.head(model.config())?, prompt),
+        let by_head = model.is_encoder() || method == Method::Head;
+        // A head is as exact as the features it reads.
+        let encoding = if by_head { Encoding::Compute } else { encoding };
+        match &adapter {
+            Some(adapter) => model.merge(adapter, encoding),
+            None if method == Method::Full => model.encode(encoding),
+            None => {}
+        }
+        let scoring = if by_head {
+            Scoring::head(run.head(model.config())?, prompt)
+        } else {
+            let labels: Vec<Vec<u32>> = run.manifest.labels.iter().map(|label| label.ids.clone()).collect();
+            Scoring::tokens(&model, &labels, prompt)?
         };
         Ok(Self { manifest: run.manifest, model, scoring, tokenizer })
     }

@@ -3,22 +3,25 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use engine::{Lora, Projection};
-use formats::{AdapterConfig, BaseModel, ModelConfig, Tokenizer, store};
+use engine::{Head, Lora, Projection, Trainable, Weights};
+use formats::{AdapterConfig, BaseModel, DType, ModelConfig, Tokenizer, safetensors, store};
 
 use crate::manifest::{FORMAT, Manifest};
+use crate::plan::Method;
 use crate::{Error, Result};
 
 pub(crate) const MANIFEST: &str = "frontdesk.json";
 pub(crate) const CHECKPOINT: &str = "checkpoint";
 const HEAD: &str = "head.safetensors";
+const WEIGHTS: &str = "model.safetensors";
+const CONFIG: &str = "config.json";
 
-/// What a training leaves behind, beside the base model.
+/// What a training leaves behind.
 pub(crate) enum Trained {
-    /// LoRA's matrices.
-    Adapter(engine::Adapter),
+    /// LoRA's matrices or every weight, and the head of an encoder.
+    Model(Trainable),
     /// A linear head.
-    Head(engine::Head),
+    Head(Head),
 }
 
 /// A finished run on disk.
@@ -96,7 +99,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// When it cannot be read or does not fit.
-    pub fn head(&self, config: &ModelConfig) -> Result<engine::Head> {
+    pub fn head(&self, config: &ModelConfig) -> Result<Head> {
         let path = self.path.join(HEAD);
         let mut tensors = formats::safetensors::read_f32(&path)?;
         let labels = self.manifest.labels.len();
@@ -108,7 +111,12 @@ impl RunFolder {
             None => Err(formats::Error::MissingTensor { path: path.clone(), tensor: name.to_owned() }),
         };
         let weight = take("weight", vec![labels, config.hidden_size])?;
-        Ok(engine::Head { weight, bias: take("bias", vec![labels])? })
+        Ok(Head { weight, bias: take("bias", vec![labels])?, unit: self.manifest.method == Method::Head })
+    }
+
+    /// The folder of the run's model, when it holds the whole of it and needs no other base.
+    pub fn own_model(&self) -> Option<&Path> {
+        (self.manifest.method == Method::Full).then_some(&self.path)
     }
 
     /// The tokenizer that the run was trained with.
@@ -119,11 +127,15 @@ impl RunFolder {
         Ok(Tokenizer::from_folder(&self.path)?)
     }
 
-    /// Checks that `base` is what the run was trained on.
+    /// Checks that `base` is what the run was trained on, or the model that it holds.
     ///
     /// # Errors
     /// When it is not.
     pub fn check_base(&self, base: &BaseModel) -> Result<()> {
+        if self.own_model().is_some_and(|own| own == base.path()) {
+            // Its files were checked when the run was opened.
+            return Ok(());
+        }
         let (expected, found) = (self.manifest.base.sha256.clone(), base.sha256().to_owned());
         if found == expected {
             return Ok(());
@@ -136,33 +148,50 @@ impl RunFolder {
         path: &Path,
         mut manifest: Manifest,
         trained: &Trained,
-        config: &ModelConfig,
+        (config, config_json): (&ModelConfig, &str),
         tokenizer: &Tokenizer,
     ) -> Result<Self> {
-        let own = match trained {
-            Trained::Adapter(adapter) => {
-                write_adapter(path, &manifest, adapter, config)?;
-                &["adapter_config.json", "adapter_model.safetensors"][..]
-            }
-            Trained::Head(head) => {
-                let (labels, width) = (head.bias.len(), config.hidden_size);
-                let tensors = [
-                    ("weight", vec![labels, width], &head.weight[..]),
-                    ("bias", vec![labels], &head.bias[..]),
-                ];
-                formats::safetensors::write_f32(path.join(HEAD), &tensors)?;
-                &[HEAD][..]
+        let mut own = vec!["tokenizer.json", "tokenizer_config.json"];
+        tokenizer.save(path)?;
+        let head = match trained {
+            Trained::Head(head) => Some(head.clone()),
+            Trained::Model(trainable) => {
+                if let Some(adapter) = trainable.adapter(config) {
+                    write_adapter(path, &manifest, &adapter, config)?;
+                    own.extend(["adapter_config.json", "adapter_model.safetensors"]);
+                } else {
+                    write_weights(path, trainable, config)?;
+                    store::write_atomically(path.join(CONFIG), config_json.as_bytes())?;
+                    own.extend([WEIGHTS, CONFIG]);
+                }
+                trainable.head(config)
             }
         };
-        tokenizer.save(path)?;
+        if let Some(Head { weight, bias, .. }) = &head {
+            let shape = vec![bias.len(), config.hidden_size];
+            let tensors = [("weight", shape, &weight[..]), ("bias", vec![bias.len()], &bias[..])];
+            safetensors::write(path.join(HEAD), DType::F32, &tensors)?;
+            own.push(HEAD);
+        }
         manifest.format = FORMAT;
         manifest.files = BTreeMap::new();
-        for name in own.iter().chain(&["tokenizer.json", "tokenizer_config.json"]) {
-            manifest.files.insert((*name).to_owned(), store::sha256_file(path.join(name))?);
+        for name in own {
+            manifest.files.insert(name.to_owned(), store::sha256_file(path.join(name))?);
         }
         write_json(&path.join(MANIFEST), &manifest)?;
         Ok(Self { path: path.to_path_buf(), manifest })
     }
+}
+
+/// The whole model as transformers reads it, in bf16: [`crate::train()`] has rounded the values already.
+fn write_weights(path: &Path, trainable: &Trainable, config: &ModelConfig) -> Result<()> {
+    let weights = Weights::new(config);
+    let tensors: Vec<(&str, Vec<usize>, &[f32])> = weights
+        .entries
+        .iter()
+        .map(|entry| (entry.name.as_str(), entry.shape.clone(), &trainable.values[entry.range()]))
+        .collect();
+    Ok(safetensors::write(path.join(WEIGHTS), DType::BF16, &tensors)?)
 }
 
 /// The adapter as PEFT reads it.

@@ -10,7 +10,7 @@ use crate::prompt::Prompt;
 pub(crate) enum Scoring<B: Backend> {
     /// The probabilities of the labels' tokens, as a decoder predicts them.
     Tokens(Scorer<B>),
-    /// A linear head on the features of the frozen model.
+    /// A linear head on the model's features.
     Head(Head, Features<B>),
 }
 
@@ -40,10 +40,12 @@ impl<B: Backend> Scoring<B> {
         }
     }
 
-    /// Forgets what was computed with the model as it was.
-    pub(crate) fn reset(&mut self, model: &Model<B>) {
-        if let Self::Tokens(scorer) = self {
-            scorer.reset(model);
+    /// Forgets what was computed with the model as it was; `head` is the current one where there is one.
+    pub(crate) fn reset(&mut self, model: &Model<B>, head: Option<Head>) {
+        match (self, head) {
+            (Self::Tokens(scorer), _) => scorer.reset(model),
+            (Self::Head(old, _), Some(head)) => *old = head,
+            (Self::Head(..), None) => {}
         }
     }
 }

@@ -4,9 +4,9 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use engine::{Adapter, Balance, Model, Sampler, Storage, Trainer, TrainerOptions};
+use engine::{Adapter, Balance, Head, Model, Sampler, Storage, Trainable, Trainer, TrainerOptions};
 use formats::{BaseModel, store};
-use kernels::Backend;
+use kernels::{Backend, bf16};
 use routing::calibration::{Calibration, Scored, Thresholds, probabilities, top};
 use routing::metrics::Metrics;
 use serde_json::json;
@@ -25,6 +25,8 @@ use crate::{Error, Result};
 const VALIDATIONS: u64 = 4;
 /// Validation rows scored between two reports of progress.
 const SCORED_AT_ONCE: usize = 64;
+/// The time between checkpoints is at least this many times what the last one took.
+const MOST_OF_CHECKPOINTS: u32 = 20;
 const LOG: &str = "train_log.jsonl";
 
 /// What a run came to.
@@ -71,7 +73,11 @@ pub fn train<B: Backend>(
         return Err(Error::Occupied { path: out.to_path_buf() });
     }
     let recipe = &plan.recipe;
-    let method = recipe.method_for(&base)?;
+    let (method, lr) = (recipe.method_for(&base), recipe.lr_for(&base));
+    let device = backend.name();
+    if method == Method::Full && !backend.trains_weights() {
+        return Err(Error::Method { method: method.name(), device });
+    }
     let tokenizer = base.tokenizer()?;
     let encoded = Encoded::new(data, &base, &tokenizer, recipe)?;
     let checkpoint = Checkpoint::hold(out, fingerprint(data, &base, &encoded, recipe)?)?;
@@ -80,8 +86,14 @@ pub fn train<B: Backend>(
         write_json(&Checkpoint::plan_path(out), plan)?;
     }
 
-    let device = backend.name();
-    let model = Model::load(backend, &base, Storage::AsStored)?;
+    let storage = if method == Method::Full { Storage::Expanded } else { Storage::AsStored };
+    let model = Model::load(backend, &base, storage)?;
+    let trainable = match method {
+        Method::Full => Some(Trainable::weights(&base)?),
+        Method::Lora => Some(Adapter::new(recipe.lora.clone(), &base.config, recipe.seed).into()),
+        Method::Head => None,
+    };
+    let config_json = base.config_json()?;
     let base_record = BaseRecord {
         source: plan.base.clone(),
         name: base.name().to_owned(),
@@ -101,28 +113,25 @@ pub fn train<B: Backend>(
         parameters: config.parameters(),
         shown: encoded.show(&tokenizer, 3)?,
     };
-    let (trained, taken, steps, best_step, log_probs) = match method {
-        Method::Lora => {
-            let mut run = Training::new(model, &encoded, recipe, observer)?;
-            if let Some(state) = state {
-                run.trainer.restore(&state.snapshot)?;
-                run.best = state.best;
-            }
-            let before = run.trainer.steps();
-            let (total_steps, trainable) = (run.total_steps, run.trainer.parameters());
-            run.observer.started(&Started { total_steps, steps_done: before, trainable, ..started });
-            let mut log = Log::open(&out.join(LOG), before)?;
-            run.train_to_the_end(&checkpoint, &mut log, Duration::from_secs_f32(plan.checkpoint_seconds))?;
-            let steps = run.trainer.steps();
-            let (adapter, best_step, log_probs) = run.finish()?;
-            (Trained::Adapter(adapter), steps - before, steps, best_step, log_probs)
+    let head_size = encoded.labels.len() * (config.hidden_size + 1);
+    let (trained, values, taken, steps, best_step, log_probs) = if let Some(trainable) = trainable {
+        let mut run = Training::new(model, trainable, lr, &encoded, recipe, observer)?;
+        if let Some(state) = state {
+            run.trainer.restore(&state.snapshot)?;
+            run.best = state.best;
         }
-        Method::Head => {
-            let trainable = encoded.labels.len() * (config.hidden_size + 1);
-            observer.started(&Started { trainable, ..started });
-            let found = transfer(&model, &encoded, data.valid_file.is_some(), observer)?;
-            (Trained::Head(found.head), 0, 0, 0, found.log_probs)
-        }
+        let before = run.trainer.steps();
+        let (total_steps, trainable) = (run.total_steps, run.trainer.parameters());
+        run.observer.started(&Started { total_steps, steps_done: before, trainable, ..started });
+        let mut log = Log::open(&out.join(LOG), before)?;
+        run.train_to_the_end(&checkpoint, &mut log, Duration::from_secs_f32(plan.checkpoint_seconds))?;
+        let steps = run.trainer.steps();
+        let (trained, best_step, log_probs) = run.finish()?;
+        (Trained::Model(trained), trainable, steps - before, steps, best_step, log_probs)
+    } else {
+        observer.started(&Started { trainable: head_size, ..started });
+        let found = transfer(&model, &encoded, data.valid_file.is_some(), observer)?;
+        (Trained::Head(found.head), head_size, 0, 0, 0, found.log_probs)
     };
     let rows: Vec<usize> = (0..encoded.valid.len()).collect();
     let (accuracy, macro_f1) = judge(&log_probs, &rows, &encoded);
@@ -141,6 +150,8 @@ pub fn train<B: Backend>(
         valid: data.valid_file.clone(),
         recipe: recipe.clone(),
         device,
+        trainable: values,
+        parameters: config.parameters(),
         steps,
         best_step,
         validation: ValidationRecord { rows: rows.len(), accuracy, macro_f1 },
@@ -148,7 +159,7 @@ pub fn train<B: Backend>(
         thresholds,
         files: std::collections::BTreeMap::new(),
     };
-    let run = RunFolder::write(out, manifest, &trained, &config, &tokenizer)?;
+    let run = RunFolder::write(out, manifest, &trained, (&config, &config_json), &tokenizer)?;
     checkpoint.remove()?;
     Ok(Outcome { run, steps: taken, seconds: begun.elapsed().as_secs_f64() })
 }
@@ -182,27 +193,38 @@ struct Training<'a, B: Backend> {
 impl<'a, B: Backend> Training<'a, B> {
     fn new(
         model: Model<B>,
+        trainable: Trainable,
+        lr: f32,
         encoded: &'a Encoded,
         recipe: &'a Recipe,
         observer: &'a mut dyn Observer,
     ) -> Result<Self> {
         let labels: Vec<Vec<u32>> = encoded.labels.iter().map(|label| label.ids.clone()).collect();
+        let trainable = if model.is_encoder() {
+            let (classes, width) = (labels.len(), model.config().hidden_size);
+            trainable.with_head(&Head::zeros(classes, width))
+        } else {
+            trainable
+        };
         let draw = (recipe.balance == Balance::Sample).then(|| Balance::factors(&encoded.train_labels));
         let (batch, epochs) = recipe.sized_for(encoded.train.len());
         let sampler = Sampler::new(encoded.train.len(), batch, recipe.seed, draw.as_deref());
         let planned = (f64::from(epochs) * sampler.steps_per_epoch() as f64).ceil() as u64;
         let total_steps = planned.min(recipe.max_steps.unwrap_or(u64::MAX)).max(1);
         let options = TrainerOptions {
+            lr,
             optimizer: recipe.optimizer.clone(),
             batch,
             rows_per_pass: recipe.rows_per_pass,
             total_steps,
             seed: recipe.seed,
         };
-        let adapter = Adapter::new(recipe.lora.clone(), model.config(), recipe.seed);
         let prefix = encoded.prompt.shared_ids().to_vec();
-        let trainer = Trainer::new(model, adapter, prefix, encoded.train.clone(), sampler, options)?;
-        let scoring = Scoring::tokens(trainer.model(), &labels, &encoded.prompt)?;
+        let trainer = Trainer::new(model, trainable, prefix, encoded.train.clone(), sampler, options)?;
+        let scoring = match trainer.head() {
+            Some(head) => Scoring::head(head, &encoded.prompt),
+            None => Scoring::tokens(trainer.model(), &labels, &encoded.prompt)?,
+        };
         Ok(Self { trainer, scoring, encoded, recipe, observer, total_steps, best: None })
     }
 
@@ -210,6 +232,7 @@ impl<'a, B: Backend> Training<'a, B> {
         let validate_every =
             self.recipe.validate_every.unwrap_or(self.total_steps.div_ceil(VALIDATIONS)).max(1);
         let mut saved = Instant::now();
+        let mut between = between;
         while self.trainer.steps() < self.total_steps {
             let report = self.trainer.step()?;
             self.observer.stepped(&report);
@@ -231,14 +254,17 @@ impl<'a, B: Backend> Training<'a, B> {
                 }
             }
             if saved.elapsed() >= between {
+                let begun = Instant::now();
                 checkpoint.save(&self.trainer.snapshot(), self.best.as_ref())?;
                 saved = Instant::now();
+                // Gigabytes are not written more often than is worth their time.
+                between = between.max(MOST_OF_CHECKPOINTS * begun.elapsed());
             }
         }
         Ok(())
     }
 
-    /// Judges the current adapter, on at most [`Recipe::max_validation`] rows spread over all.
+    /// Judges the current values, on at most [`Recipe::max_validation`] rows spread over all.
     fn validate(&mut self, step: u64) -> Result<Validated> {
         let stride = self.encoded.valid.len().div_ceil(self.recipe.max_validation.max(1)).max(1);
         let rows: Vec<usize> = (0..self.encoded.valid.len()).step_by(stride).collect();
@@ -247,7 +273,7 @@ impl<'a, B: Backend> Training<'a, B> {
         // Of equals the later one: its learning rate has fallen further.
         let better = self.best.as_ref().is_none_or(|best| macro_f1 >= best.macro_f1);
         if better {
-            let values = self.trainer.adapter().values;
+            let values = self.trainer.trainable().values;
             self.best = Some(Best { step, macro_f1, misses: 0, values });
         } else if let Some(best) = &mut self.best {
             best.misses += 1;
@@ -255,11 +281,11 @@ impl<'a, B: Backend> Training<'a, B> {
         Ok(Validated { step, accuracy, macro_f1, best: better })
     }
 
-    /// The log-probabilities of validation rows, with the current adapter.
+    /// The log-probabilities of validation rows, with the current values.
     fn score(&mut self, rows: &[usize]) -> Result<Vec<Vec<f32>>> {
         self.trainer.rest();
         let model = self.trainer.model();
-        self.scoring.reset(model);
+        self.scoring.reset(model, self.trainer.head());
         let mut log_probs = Vec::with_capacity(rows.len());
         for group in rows.chunks(SCORED_AT_ONCE) {
             let queries: Vec<&[u32]> = group.iter().map(|&row| &self.encoded.valid[row][..]).collect();
@@ -269,15 +295,21 @@ impl<'a, B: Backend> Training<'a, B> {
         Ok(log_probs)
     }
 
-    /// The best adapter, its step, and what it says to all validation rows.
-    fn finish(mut self) -> Result<(Adapter, u64, Vec<Vec<f32>>)> {
-        let best = self.best.take().unwrap_or_default();
-        if !best.values.is_empty() {
-            self.trainer.replace(&best.values);
+    /// The best values, their step, and what they say to all validation rows.
+    fn finish(mut self) -> Result<(Trainable, u64, Vec<Vec<f32>>)> {
+        let mut best = self.best.take().unwrap_or_default();
+        if best.values.is_empty() {
+            best.values = self.trainer.trainable().values;
         }
+        if self.trainer.trains_weights() {
+            // What is judged and calibrated is what the file will hold.
+            let weights = best.values.len() - self.trainer.head().map_or(0, |head| head.values());
+            best.values[..weights].iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
+        }
+        self.trainer.replace(&best.values);
         let rows: Vec<usize> = (0..self.encoded.valid.len()).collect();
         let log_probs = self.score(&rows)?;
-        Ok((self.trainer.adapter(), best.step, log_probs))
+        Ok((self.trainer.trainable(), best.step, log_probs))
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Context;
 use formats::store;
 use kernels::Backend;
-use router::{Manifest, Method, Query, Router, TrainData};
+use router::{Manifest, Query, Router, TrainData};
 use routing::compare::{Answers, Comparison};
 use routing::linear::{LinearConfig, LinearModel};
 use routing::report::{Alternative, Fact, Input, ModelSection, Prediction, Provenance, Report, Seconds};
@@ -239,13 +239,8 @@ fn baseline(train: &[Example], known: &[String], data: &Dataset) -> (ModelSectio
 
 fn facts<B: Backend>(router: &Router<B>, per_second: f64) -> Vec<Fact> {
     let manifest = router.manifest();
-    let lora = &manifest.recipe.lora;
-    let method = match manifest.method {
-        Method::Lora => format!("LoRA, rank {}, alpha {}", lora.rank, lora.alpha),
-        Method::Head => "linear head on the frozen model".to_owned(),
-    };
     let mut facts = vec![
-        Fact::new("Method", method),
+        Fact::new("Method", manifest.method_in_words()),
         Fact::new("Device", router.device()),
         Fact::new("Queries a second", format!("{per_second:.1}")),
     ];

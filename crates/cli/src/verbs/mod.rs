@@ -50,7 +50,11 @@ fn open_router<B: Backend>(
     encoding: Encoding,
 ) -> anyhow::Result<Router<B>> {
     let run = RunFolder::open(run)?;
-    let base = BaseModel::open(base_path(base.unwrap_or(&run.manifest.base.source))?)?;
+    let base = match run.own_model() {
+        Some(own) => own.to_owned(),
+        None => base_path(base.unwrap_or(&run.manifest.base.source))?,
+    };
+    let base = BaseModel::open(base)?;
     Ok(Router::open(backend, run, &base, encoding)?)
 }
 

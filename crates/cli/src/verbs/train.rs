@@ -51,6 +51,8 @@ pub(crate) struct Args {
 pub(crate) enum MethodArg {
     /// Small matrices beside the frozen weights.
     Lora,
+    /// Every weight.
+    Full,
     /// A linear head on what the frozen model makes of a query: seconds.
     Head,
 }
@@ -153,12 +155,12 @@ impl RecipeArgs {
             recipe.lora.projections = projections(&self.targets)?;
         }
         recipe.epochs = self.epochs.or(recipe.epochs);
-        set(&mut recipe.optimizer.lr, self.lr);
+        recipe.lr = self.lr.or(recipe.lr);
         set(&mut recipe.optimizer.warm_up, self.warm_up);
         set(&mut recipe.optimizer.weight_decay, self.weight_decay);
         for (name, value) in [
             ("epochs", recipe.epochs.unwrap_or(1.0)),
-            ("lr", recipe.optimizer.lr),
+            ("lr", recipe.lr.unwrap_or(1.0)),
             ("alpha", recipe.lora.alpha),
         ] {
             anyhow::ensure!(
@@ -235,11 +237,11 @@ pub(crate) fn train(args: &Args) -> anyhow::Result<Outcome> {
     let memory =
         peak_memory().map_or_else(String::new, |bytes| format!(", peak memory {:.2} GB", bytes as f64 / 1e9));
     let did = match manifest.method {
-        Method::Lora => format!("trained {} steps", outcome.steps),
+        Method::Lora | Method::Full => format!("trained {} steps", outcome.steps),
         Method::Head => "fitted a head".to_owned(),
     };
     let kept = match manifest.method {
-        Method::Lora => format!("kept step {}: ", manifest.best_step),
+        Method::Lora | Method::Full => format!("kept step {}: ", manifest.best_step),
         Method::Head => String::new(),
     };
     eprintln!(
@@ -267,6 +269,7 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
     let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
     let method = args.method.map(|method| match method {
         MethodArg::Lora => Method::Lora,
+        MethodArg::Full => Method::Full,
         MethodArg::Head => Method::Head,
     });
     let data = args.data.as_ref().ok_or_else(|| anyhow::anyhow!("--data FILE is missing"))?;

@@ -81,11 +81,14 @@ pub(super) fn weight_backward<E: Element>(
     let mut d_y = weave_ranks(d_y, outputs, rows, &panels);
     let d_y = &mut *d_y;
     let gradient = Shared::new(gradient);
-    pool::run(inputs.div_ceil(GROUP), &|job| {
-        let group = job * GROUP..inputs.min((job + 1) * GROUP);
-        sum_rows(x, inputs, rows, group, d_y, &panels, |columns, panel, tile| {
+    // Few panels a job, however many outputs there are: their tiles stay in the second-level cache.
+    let parts: Vec<&[RankPanel]> = panels.chunks(PANELS).collect();
+    pool::run(inputs.div_ceil(GROUP) * parts.len(), &|job| {
+        let (group, panels) = (job / parts.len(), parts[job % parts.len()]);
+        let group = group * GROUP..inputs.min((group + 1) * GROUP);
+        sum_rows(x, inputs, rows, group, d_y, panels, |columns, panel, tile| {
             for (o, tile) in panel.ranks.clone().zip(tile.chunks_exact(COLUMNS)) {
-                // SAFETY: no other job has these columns.
+                // SAFETY: no other job has these columns of these outputs.
                 let out = unsafe { gradient.range(o * inputs + columns.start..o * inputs + columns.end) };
                 (E::kernels().add)(out, &tile[..columns.len()]);
             }
@@ -138,6 +141,8 @@ fn weave_ranks<E: Element>(mid: &[E], width: usize, rows: usize, panels: &[RankP
 
 /// Columns of a job: some neighbouring cache lines of each row.
 const GROUP: usize = 4 * COLUMNS;
+/// Panels of outputs of a job in [`weight_backward`].
+const PANELS: usize = 16;
 
 /// Multiplies each panel of ranks by some columns of `from`, summing over its rows, and hands each tile to
 /// `store(columns, panel, tile)`.

@@ -49,16 +49,20 @@ impl<E: Element> PackedMatrix<E> {
             for (row, values) in values.chunks_mut(cols).take(count).enumerate() {
                 read(first + row, values);
             }
-            pool::for_each_chunk(words, panel_words, |panel, words| {
-                let values =
-                    &values[panel * COLUMNS * cols..(count * cols).min((panel + 1) * COLUMNS * cols)];
-                let mut rounded = Scratch::take(values.len().div_ceil(E::PAIR));
-                let rounded = &mut bytemuck::cast_slice_mut::<u32, E>(&mut rounded)[..values.len()];
-                (E::kernels().narrow)(rounded, values);
-                pack_columns(words, COLUMNS, rounded.chunks_exact(cols));
-            });
+            pack_panels::<E>(words, panel_words, &values[..count * cols], cols);
         }
         matrix
+    }
+
+    /// Replaces all values, given row-major.
+    ///
+    /// # Panics
+    /// When they are not as many as the matrix has, or it holds something else than values of the compute type.
+    pub fn refill(&mut self, values: &[f32]) {
+        assert!(matches!(self.form, Form::Values), "only values of the compute type are replaced");
+        assert_eq!(values.len(), self.rows * self.cols, "a value for each place");
+        let panel_words = self.panel_words();
+        pack_panels::<E>(&mut self.words, panel_words, values, self.cols);
     }
 
     /// Builds the matrix from the blocks of a file, row-major, and keeps their few bits.
@@ -211,6 +215,17 @@ impl<E: Element> PackedMatrix<E> {
 fn stored_byte(words: &[u32], n: usize, k: usize) -> i8 {
     let byte = words[k / 4 * COLUMNS + n].to_le_bytes()[k % 4];
     (i32::from(byte) - OFFSET) as i8
+}
+
+/// Rounds rows and packs them, panel by panel.
+fn pack_panels<E: Element>(words: &mut [u32], panel_words: usize, values: &[f32], cols: usize) {
+    pool::for_each_chunk(words, panel_words, |panel, words| {
+        let values = &values[panel * COLUMNS * cols..values.len().min((panel + 1) * COLUMNS * cols)];
+        let mut rounded = Scratch::take(values.len().div_ceil(E::PAIR));
+        let rounded = &mut bytemuck::cast_slice_mut::<u32, E>(&mut rounded)[..values.len()];
+        (E::kernels().narrow)(rounded, values);
+        pack_columns(words, COLUMNS, rounded.chunks_exact(cols));
+    });
 }
 
 /// Packs up to 32 rows as the columns of a panel.

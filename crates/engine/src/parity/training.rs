@@ -1,0 +1,166 @@
+//! Encoders with a head, and every weight of every family, in training.
+
+use super::*;
+use crate::{Head, Trainable, Weights};
+
+const ENCODERS: [&str; 2] = ["../families/bert", "../families/distilbert"];
+const DECODERS: [&str; 3] = ["tied", "../families/phi3", "../families/gpt-neo"];
+
+#[derive(Clone, Copy, PartialEq)]
+enum What {
+    Lora,
+    Weights,
+}
+
+impl What {
+    /// As the fixtures call it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lora => "lora",
+            Self::Weights => "base",
+        }
+    }
+}
+
+impl Case {
+    fn trainable<B: Backend>(&self, model: &Model<B>, what: What) -> Trainable {
+        let body = match what {
+            What::Lora => Trainable::from(self.adapter(model, "adapter")),
+            What::Weights => Trainable::weights(&BaseModel::open(&self.folder).unwrap()).unwrap(),
+        };
+        if !model.is_encoder() {
+            return body;
+        }
+        let (weight, bias) = (self.tensor("head.weight"), self.tensor("head.bias"));
+        body.with_head(&Head { weight, bias, unit: false })
+    }
+
+    /// Texts with the index of their label.
+    fn texts(&self) -> Vec<Example> {
+        let texts = self.spec["texts"].as_array().unwrap().iter().map(ids);
+        let example = |(query, label)| Example { query, target: vec![label], weight: 1.0 };
+        texts.zip(ids(&self.spec["labels"])).map(example).collect()
+    }
+
+    fn trainer_of<B: Backend>(&self, backend: B, what: What, rows_per_pass: usize) -> Trainer<B> {
+        let model = self.model(backend);
+        let examples = if model.is_encoder() { self.texts() } else { self.examples() };
+        let (trainable, batch) = (self.trainable(&model, what), examples.len());
+        let options = options(&self.spec["optimizer"], rows_per_pass, batch);
+        let sampler = Sampler::new(batch, batch, 0, None);
+        Trainer::new(model, trainable, self.prefix.clone(), examples, sampler, options).unwrap()
+    }
+}
+
+/// The last step's gradients by the names of the fixtures.
+fn gradients<B: Backend>(trainer: &Trainer<B>) -> Vec<(String, Vec<f32>)> {
+    let all = Trainable { values: trainer.gradients(), ..trainer.trainable() };
+    let config = trainer.config();
+    let mut named: Vec<(String, Vec<f32>)> = if let Some(adapter) = all.adapter(config) {
+        adapter.to_tensors(config).into_iter().map(|(name, (_, values))| (name, values)).collect()
+    } else {
+        let of = |entry: &crate::WeightEntry| (entry.name.clone(), all.values[entry.range()].to_vec());
+        Weights::new(config).entries.iter().map(of).collect()
+    };
+    if let Some(head) = all.head(config) {
+        named.extend([("head.weight".to_owned(), head.weight), ("head.bias".to_owned(), head.bias)]);
+    }
+    named
+}
+
+fn check_first_step(case: &Case, trainer: &mut Trainer<Cpu<f32>>, what: What, name: &str) {
+    let report = trainer.step().unwrap();
+    let loss = number(&case.spec["loss"][what.name()]);
+    assert_close(&[report.loss], &[loss], 2e-5, name);
+    for (tensor, found) in gradients(trainer) {
+        let expected = case.tensor(&format!("{}.grad.{tensor}", what.name()));
+        let largest = expected.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+        // A bias of the keys moves no softmax: its gradient is nothing but rounding.
+        let tolerance = (GRADIENTS * largest).max(2e-8);
+        assert_close(&found, &expected, tolerance, &format!("{name} {tensor}"));
+    }
+}
+
+#[test]
+fn encoders_learn_as_pytorch_does() {
+    for name in ENCODERS {
+        for what in [What::Lora, What::Weights] {
+            let case = Case::open(name);
+            let mut trainer = case.trainer_of(Cpu::<f32>::new(), what, 4096);
+            check_first_step(&case, &mut trainer, what, name);
+            let steps = case.spec["steps"][what.name()].as_array().unwrap();
+            for (step, expected) in steps.iter().enumerate().skip(1) {
+                let report = trainer.step().unwrap();
+                let what = format!("{name} {} step {step}", what.name());
+                assert_close(&[report.loss], &[number(&expected["loss"])], 2e-4, &what);
+                assert_like(&[report.gradient_norm], &[number(&expected["grad_norm"])], 1e-3, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_weight_of_a_decoder_has_pytorchs_gradient() {
+    for name in DECODERS {
+        let case = Case::open(name);
+        let mut trainer = case.trainer_of(Cpu::<f32>::new(), What::Weights, 4096);
+        check_first_step(&case, &mut trainer, What::Weights, name);
+    }
+}
+
+/// A fit head on features is where the body's training may begin.
+#[test]
+fn the_trained_head_reads_what_the_features_are() {
+    let case = Case::open(ENCODERS[0]);
+    let mut trainer = case.trainer_of(Cpu::<f32>::new(), What::Weights, 4096);
+    let mut mean = 0.0;
+    let head = trainer.head().unwrap();
+    let examples = case.texts();
+    let texts: Vec<&[u32]> = examples.iter().map(|example| &example.query[..]).collect();
+    let width = trainer.config().hidden_size;
+    let features = Features::new(Vec::new()).compute(trainer.model(), &texts, &mut |_| {}).unwrap();
+    for (feature, example) in features.chunks_exact(width).zip(&examples) {
+        mean -= head.log_probs(feature)[example.target[0] as usize] / examples.len() as f32;
+    }
+    assert_close(&[trainer.step().unwrap().loss], &[mean], 1e-5, "loss");
+}
+
+#[test]
+fn passes_and_restarts_change_no_step() {
+    for name in [ENCODERS[0], "tied"] {
+        let case = Case::open(name);
+        let trainer = |rows| case.trainer_of(Cpu::<kernels::bf16>::new(), What::Weights, rows);
+        let (mut unbroken, mut resumed) = (trainer(40), trainer(40));
+        unbroken.step().unwrap();
+        resumed.restore(&unbroken.snapshot()).unwrap();
+        for _ in 0..3 {
+            assert_eq!(resumed.step().unwrap(), unbroken.step().unwrap());
+        }
+        assert_eq!(resumed.trainable(), unbroken.trainable());
+        let exact = |rows| {
+            let mut trainer = case.trainer_of(Cpu::<f32>::new(), What::Weights, rows);
+            trainer.step().unwrap();
+            gradients(&trainer)
+        };
+        for ((tensor, whole), (_, parts)) in exact(4096).iter().zip(exact(1)) {
+            assert_like(&parts, whole, 3e-5, tensor);
+        }
+    }
+}
+
+#[test]
+fn weights_in_bf16_learn_near_f32() {
+    for name in [ENCODERS[1], "../families/gpt-neo"] {
+        let case = Case::open(name);
+        let mut exact = case.trainer_of(Cpu::<f32>::new(), What::Weights, 4096);
+        let mut rounded = case.trainer_of(Cpu::<kernels::bf16>::new(), What::Weights, 4096);
+        exact.step().unwrap();
+        rounded.step().unwrap();
+        let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>().sqrt();
+        for ((tensor, expected), (_, found)) in gradients(&exact).iter().zip(gradients(&rounded)) {
+            let size = norm(&mut expected.iter().copied());
+            let off = norm(&mut found.iter().zip(expected).map(|(f, e)| f - e));
+            assert!(off < 0.05 * size || size < 1e-5, "{tensor} of size {size} is off by {off}");
+        }
+    }
+}
