@@ -12,7 +12,7 @@ use crate::gguf::{Gguf, Value};
 use crate::layout::{Part, Slot, slots};
 use crate::safetensors::SafetensorsFolder;
 use crate::tokenizer::{self, Tokenizer};
-use crate::{Error, ModelConfig, Result, Tensor, store};
+use crate::{DType, Error, ModelConfig, Result, Tensor, random, store};
 
 const CONFIG: &str = "config.json";
 const GGUF_TEMPLATE: &str = "tokenizer.chat_template";
@@ -36,6 +36,8 @@ pub struct BaseModel {
 enum Weights {
     Gguf(Gguf),
     Safetensors(SafetensorsFolder),
+    /// Made when asked for, matrices in this type.
+    Random(DType),
 }
 
 impl BaseModel {
@@ -73,6 +75,18 @@ impl BaseModel {
         };
         let weights = Weights::Safetensors(SafetensorsFolder::open(path)?);
         Self::new(config, Some(text), path, name, tokenizer::chat_template(path)?, weights)
+    }
+
+    /// A model of a published shape (`llama-3.2-1b`, `llama-3.2-3b`, `phi-3.5-mini`, `smollm2-135m`) whose weights
+    /// are random and made when they are asked for: for measuring, without a file and without a tokenizer. The
+    /// matrices are 4-bit blocks, or what follows a colon: `llama-3.2-1b:bf16`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for another name.
+    pub fn random(spec: &str) -> Result<Self> {
+        let (config, dtype) = random::parse(spec)?;
+        let path = Path::new("random weights");
+        Self::new(config, None, path, spec.to_owned(), None, Weights::Random(dtype))
     }
 
     fn new(
@@ -124,6 +138,7 @@ impl BaseModel {
         match &self.weights {
             Weights::Gguf(gguf) => gguf.shape(stored),
             Weights::Safetensors(folder) => folder.shape(stored),
+            Weights::Random(_) => self.slots.get(stored).map(|slot| &slot.shape[..]),
         }
     }
 
@@ -131,13 +146,18 @@ impl BaseModel {
         match &self.weights {
             Weights::Gguf(gguf) => gguf.tensor_names().collect(),
             Weights::Safetensors(folder) => folder.tensor_names().collect(),
+            Weights::Random(_) => self.tensor_names(),
         }
     }
 
     /// The name under which the files hold a slot: with the prefix of models that were saved with a head, and with
     /// the norm's parameters as TensorFlow called them, where that is what is there.
     fn stored_name(&self, slot: &Slot) -> String {
-        let Weights::Safetensors(folder) = &self.weights else { return slot.gguf_name.clone() };
+        let folder = match &self.weights {
+            Weights::Gguf(_) => return slot.gguf_name.clone(),
+            Weights::Safetensors(folder) => folder,
+            Weights::Random(_) => return slot.name.clone(),
+        };
         let older = slot.name.replace("LayerNorm.weight", "LayerNorm.gamma");
         let older = older.replace("LayerNorm.bias", "LayerNorm.beta");
         let prefix = self.config.family.traits().prefix;
@@ -166,6 +186,7 @@ impl BaseModel {
             .ok_or_else(|| Error::MissingTensor { path: self.path.clone(), tensor: name.into() })?;
         let mut tensor = match &self.weights {
             Weights::Safetensors(folder) => folder.tensor(&self.stored_name(slot))?,
+            Weights::Random(dtype) => random::tensor(slot, *dtype)?,
             Weights::Gguf(gguf) => {
                 let tensor = gguf.tensor(&slot.gguf_name)?;
                 match slot.interleaved_heads {
@@ -191,11 +212,14 @@ impl BaseModel {
     ///
     /// # Errors
     /// Those of [`Tokenizer::from_gguf`] or [`Tokenizer::from_folder`]; [`Error::Unsupported`] when it has tokens
-    /// beyond the model's vocabulary.
+    /// beyond the model's vocabulary, and for random weights.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let tokenizer = match &self.weights {
             Weights::Gguf(gguf) => Tokenizer::from_gguf(gguf),
             Weights::Safetensors(_) => Tokenizer::from_folder(&self.path),
+            Weights::Random(_) => {
+                return Err(Error::unsupported(&self.path, "tokenizer", "none", "a model from files"));
+            }
         }?;
         let (largest, rows) = (tokenizer.largest_id(), self.config.vocab_size);
         if largest as usize >= rows {
@@ -215,6 +239,7 @@ impl BaseModel {
     pub fn sha256(&self) -> &str {
         self.sha256.get_or_init(|| match &self.weights {
             Weights::Gguf(gguf) => store::sha256_hex(gguf.bytes()),
+            Weights::Random(_) => store::sha256_hex(self.name.as_bytes()),
             Weights::Safetensors(folder) => {
                 let mut listing = String::new();
                 for (path, bytes) in folder.files() {

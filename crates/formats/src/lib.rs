@@ -15,6 +15,7 @@ mod layout;
 mod map;
 mod peft;
 pub mod quant;
+mod random;
 mod rope;
 pub mod safetensors;
 pub mod store;

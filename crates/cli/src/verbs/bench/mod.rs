@@ -1,5 +1,7 @@
 //! `frontdesk bench`: the measured speed of training and routing on this machine.
 
+mod synthetic;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -21,15 +23,19 @@ pub(crate) struct Args {
     what: What,
     /// Labelled queries: for `train` to train on, for `route` to route.
     #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    data: Option<PathBuf>,
     #[command(flatten)]
     fields: FieldArgs,
     /// Run folder of a trained router, for `route`: an untrained one is unsure and searches longer.
     #[arg(long, value_name = "DIR", required_if_eq("what", "route"))]
     model: Option<PathBuf>,
-    /// Base model, for `train`.
+    /// Base model, for `train`; `random:SHAPE` needs neither a file nor --data: `random:llama-3.2-1b`,
+    /// `random:smollm2-135m:bf16`.
     #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
     base: String,
+    /// With a random base, examples of so many tokens that all carry loss, instead of BANKING77's lengths.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    example_tokens: Option<u32>,
     /// Steps, or hundreds of queries, that are timed.
     #[arg(long, value_name = "N", default_value_t = 10)]
     repeats: u64,
@@ -40,6 +46,12 @@ pub(crate) struct Args {
     json: bool,
     #[command(flatten)]
     device: DeviceArgs,
+}
+
+impl Args {
+    fn data(&self) -> anyhow::Result<&Path> {
+        self.data.as_deref().ok_or_else(|| anyhow::anyhow!("--data FILE is missing"))
+    }
 }
 
 /// What is measured.
@@ -111,8 +123,17 @@ fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
 
 fn training_speed<B: Backend>(backend: B, args: &Args) -> anyhow::Result<serde_json::Value> {
     args.device.check_training()?;
-    let (clock, config) =
-        timed_steps(backend, &args.data, &args.fields, &args.base, &args.recipe, args.repeats)?;
+    let (clock, config) = match args.base.strip_prefix("random:") {
+        Some(shape) => {
+            anyhow::ensure!(
+                args.data.is_none(),
+                "--data needs a tokenizer, which random weights do not have"
+            );
+            let tokens = args.example_tokens.map(|tokens| tokens as usize);
+            synthetic::timed_steps(backend, shape, tokens, &args.recipe.recipe()?, args.repeats)?
+        }
+        None => timed_steps(backend, args.data()?, &args.fields, &args.base, &args.recipe, args.repeats)?,
+    };
     let peak = match args.device.precision {
         Some(Precision::F32) => kernels::peak_flops::<f32>(),
         _ => kernels::peak_flops::<kernels::bf16>(),
@@ -182,9 +203,10 @@ fn training(clock: &Clock, config: &ModelConfig, peak: f64) -> serde_json::Value
 
 fn routing_speed<B: Backend>(backend: B, args: &Args, run: &Path) -> anyhow::Result<serde_json::Value> {
     let mut router = open_router(backend, run, None, args.device.encoding())?;
-    let rows = routing::read(&args.data, &args.fields.options())?.examples;
+    let data = args.data()?;
+    let rows = routing::read(data, &args.fields.options())?.examples;
     let queries: Vec<Query<'_>> = rows.iter().take(100 * args.repeats as usize).map(Query::from).collect();
-    anyhow::ensure!(!queries.is_empty(), "{} holds no queries", args.data.display());
+    anyhow::ensure!(!queries.is_empty(), "{} holds no queries", data.display());
     router.route(&queries[..queries.len().min(8)])?;
     let mut milliseconds = Vec::with_capacity(queries.len());
     for query in &queries {
