@@ -164,8 +164,10 @@ impl Plan {
                     let first = self.row_ranges.len() / 2;
                     push_slice(&mut self.row_ranges, first, &lookers[index], begin, end);
                     let ranges = (self.row_ranges.len() / 2 - first) as u32;
-                    let (skip, part) =
-                        (if i == 0 { from } else { 0 }, if chunks > 1 { self.parts as u32 + i } else { NONE });
+                    let (skip, part) = (
+                        if i == 0 { from } else { 0 },
+                        if chunks > 1 { self.parts as u32 + i } else { NONE },
+                    );
                     items.push([row, keys, place, first as u32, ranges, end - begin, skip, part]);
                 }
                 if chunks > 1 {
@@ -357,8 +359,7 @@ mod tests {
     #[test]
     fn the_device_knows_the_same_sizes() {
         let source = include_str!("source/attention.cu");
-        for (name, value) in
-            [("QUERY_TILE", QUERY_TILE), ("KEY_TILE", KEY_TILE), ("ITEM_WORDS", ITEM_WORDS)]
+        for (name, value) in [("QUERY_TILE", QUERY_TILE), ("KEY_TILE", KEY_TILE), ("ITEM_WORDS", ITEM_WORDS)]
         {
             assert!(source.contains(&format!("constexpr u32 {name} = {value};")), "{name}");
         }
