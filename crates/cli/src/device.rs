@@ -1,22 +1,26 @@
 //! Which device runs the model, and in which arithmetic.
 
+use std::str::FromStr;
+use std::sync::Once;
+
 use clap::ValueEnum;
-use kernels::Encoding;
+use hub::Hub;
+use kernels::{Cpu, Cuda, CudaError, Encoding, bf16};
 
 /// Flags of every verb that runs a model.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct DeviceArgs {
-    /// Where the model runs.
-    #[arg(long, value_enum, default_value = "auto")]
+    /// Where the model runs: cpu, cuda (an NVIDIA GPU; cuda:1 for the second), or auto, the GPU where there is one.
+    #[arg(long, default_value = "auto", value_name = "auto|cpu|cuda[:N]")]
     pub(crate) device: Device,
-    /// Arithmetic of activations and weights: int8 (for routing, where it is the default), bf16 (the default for
-    /// training), f32 (slow).
+    /// Arithmetic of activations and weights: int8 (for routing on a processor, where it is the default), bf16 (the
+    /// default otherwise), f32 (slow, processor alone).
     #[arg(long, value_enum)]
     pub(crate) precision: Option<Precision>,
 }
 
 impl DeviceArgs {
-    /// How a router keeps its weights.
+    /// How a router keeps its weights; a GPU always keeps them in bf16.
     pub(crate) fn encoding(&self) -> Encoding {
         match self.precision {
             None | Some(Precision::Int8) => Encoding::Int8,
@@ -30,15 +34,66 @@ impl DeviceArgs {
         anyhow::ensure!(!int8, "training cannot run in int8; use --precision bf16 or f32");
         Ok(())
     }
+
+    /// Opens the device; `auto` says why there is no GPU, and takes the processor.
+    pub(crate) fn open(&self) -> anyhow::Result<Opened> {
+        static SAID: Once = Once::new();
+        let processor = match self.precision {
+            Some(Precision::F32) => Opened::F32(Cpu::new()),
+            _ => Opened::Bf16(Cpu::new()),
+        };
+        let bf16 = !matches!(self.precision, Some(Precision::F32 | Precision::Int8));
+        match self.device {
+            Device::Cuda(index) => {
+                anyhow::ensure!(bf16, "a GPU computes in bf16; leave --precision out, or use --device cpu");
+                Ok(Opened::Cuda(Box::new(open_cuda(index)?)))
+            }
+            Device::Auto if bf16 => Ok(open_cuda(0).map_or_else(
+                |error| {
+                    SAID.call_once(|| eprintln!("running on the processor: {error}"));
+                    processor
+                },
+                |cuda| Opened::Cuda(Box::new(cuda)),
+            )),
+            Device::Auto | Device::Cpu => Ok(processor),
+        }
+    }
+}
+
+fn open_cuda(index: usize) -> Result<Cuda, CudaError> {
+    Cuda::open(index, Some(Hub::from_env().home.join("kernels")))
 }
 
 /// A place to run a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Device {
     /// The best that is there.
     Auto,
     /// The processor.
     Cpu,
+    /// The GPU of this index.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("cuda:").map(str::parse)) {
+            ("auto", _) => Ok(Self::Auto),
+            ("cpu", _) => Ok(Self::Cpu),
+            ("cuda", _) => Ok(Self::Cuda(0)),
+            (_, Some(Ok(index))) => Ok(Self::Cuda(index)),
+            _ => Err("expected auto, cpu, cuda or cuda:N".into()),
+        }
+    }
+}
+
+/// An open device.
+pub(crate) enum Opened {
+    F32(Cpu<f32>),
+    Bf16(Cpu<bf16>),
+    Cuda(Box<Cuda>),
 }
 
 /// Arithmetic of activations and weights.
@@ -55,10 +110,32 @@ pub(crate) enum Precision {
 /// Calls `$function::<B>(backend, …)` with the backend that the flags ask for.
 macro_rules! on_device {
     ($args:expr, $function:path, $($argument:expr),* $(,)?) => {
-        match $args.precision {
-            Some($crate::device::Precision::F32) => $function(kernels::Cpu::<f32>::new(), $($argument),*),
-            _ => $function(kernels::Cpu::<kernels::bf16>::new(), $($argument),*),
+        match $args.open() {
+            Ok($crate::device::Opened::F32(backend)) => $function(backend, $($argument),*),
+            Ok($crate::device::Opened::Bf16(backend)) => $function(backend, $($argument),*),
+            Ok($crate::device::Opened::Cuda(backend)) => $function(*backend, $($argument),*),
+            Err(error) => Err(error),
         }
     };
 }
 pub(crate) use on_device;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read() {
+        for (text, device) in [
+            ("auto", Device::Auto),
+            ("cpu", Device::Cpu),
+            ("cuda", Device::Cuda(0)),
+            ("cuda:3", Device::Cuda(3)),
+        ] {
+            assert_eq!(text.parse(), Ok(device));
+        }
+        for text in ["", "gpu", "cuda:", "cuda:x", "cuda:-1"] {
+            assert!(text.parse::<Device>().unwrap_err().contains("cuda:N"), "{text}");
+        }
+    }
+}

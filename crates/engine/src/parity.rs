@@ -424,19 +424,101 @@ fn a_restored_run_ends_with_the_same_bytes() {
 
 #[test]
 fn bf16_stays_near_f32() {
-    let case = Case::open("tied");
+    stays_near_f32("tied", kernels::Cpu::<kernels::bf16>::new());
+}
+
+/// The first step's loss and gradients, and the losses of those that follow.
+fn stays_near_f32<B: Backend>(name: &str, backend: B) {
+    let case = Case::open(name);
     let mut exact = case.trainer(Cpu::<f32>::new(), 4096, 6);
-    let mut rounded = case.trainer(Cpu::<kernels::bf16>::new(), 4096, 6);
-    let (e, r) = (exact.step().unwrap(), rounded.step().unwrap());
-    assert!((e.loss - r.loss).abs() < 0.02 * e.loss, "{} {}", e.loss, r.loss);
-    assert_ne!(e.loss, r.loss, "bf16 must round somewhere");
-    let exact = named_gradients(&exact);
-    for (tensor, (_, found)) in named_gradients(&rounded) {
-        let expected = &exact[&tensor].1;
-        let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>().sqrt();
-        let off = norm(&mut found.iter().zip(expected).map(|(f, e)| f - e));
-        assert!(off < 0.05 * norm(&mut expected.iter().copied()), "{tensor} is off by {off}");
+    let mut rounded = case.trainer(backend, 4096, 6);
+    for step in 0..5 {
+        let (e, r) = (exact.step().unwrap(), rounded.step().unwrap());
+        assert!((e.loss - r.loss).abs() < 0.02 * e.loss, "{name} step {step}: {} {}", e.loss, r.loss);
+        assert_ne!(e.loss, r.loss, "bf16 must round somewhere");
+        if step > 0 {
+            continue;
+        }
+        let exact = named_gradients(&exact);
+        for (tensor, (_, found)) in named_gradients(&rounded) {
+            let expected = &exact[&tensor].1;
+            let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>().sqrt();
+            let off = norm(&mut found.iter().zip(expected).map(|(f, e)| f - e));
+            assert!(off < 0.05 * norm(&mut expected.iter().copied()), "{name} {tensor} is off by {off}");
+        }
     }
+}
+
+/// The GPU, or `None` with a message.
+fn cuda() -> Option<kernels::Cuda> {
+    kernels::Cuda::open(0, Some(std::env::temp_dir().join("frontdesk-kernels")))
+        .inspect_err(|error| eprintln!("skipped: {error}"))
+        .ok()
+}
+
+#[test]
+fn a_gpu_stays_near_f32() {
+    for name in ["tied", "scaled"].into_iter().chain(OTHER_DECODERS) {
+        let Some(cuda) = cuda() else { return };
+        stays_near_f32(name, cuda);
+    }
+}
+
+#[test]
+fn a_gpu_scores_labels_as_transformers_does() {
+    for (name, merged) in [("tied", false), ("scaled", false), ("scaled", true)] {
+        let Some(cuda) = cuda() else { return };
+        let case = Case::open(name);
+        let mut model = case.model(cuda);
+        let adapter = case.adapter(&model, "adapter");
+        if merged {
+            model.merge(&adapter, Encoding::Int8);
+        } else {
+            model.attach(&adapter);
+        }
+        let options = ScorerOptions { epsilon: 0.0, spare_tokens: 3, ..ScorerOptions::default() };
+        let mut scorer = Scorer::new(&model, case.trie(), case.prefix.clone(), options).unwrap();
+        let examples = case.examples();
+        let queries: Vec<&[u32]> = examples.iter().map(|e| &e.query[..]).collect();
+        let expected = case.tensor("lora.label_logprobs");
+        let first = scorer.score(&model, &queries).unwrap();
+        for (row, (scores, expected)) in first.iter().zip(expected.chunks_exact(9)).enumerate() {
+            let raw: Vec<f32> = scores.log_probs.iter().map(|p| p + scores.log_mass).collect();
+            assert_close(&raw, expected, 0.1, &format!("{name} query {row}"));
+        }
+        // The second time work is recorded, the third time it is replayed.
+        for _ in 0..2 {
+            assert_eq!(scorer.score(&model, &queries).unwrap(), first);
+        }
+    }
+}
+
+#[test]
+fn a_gpu_makes_the_same_features() {
+    for name in ["../families/bert", "../families/distilbert", "tied"] {
+        let Some(cuda) = cuda() else { return };
+        let case = Case::open(name);
+        let texts: Vec<Vec<u32>> = match &case.spec["texts"] {
+            Value::Array(texts) => texts.iter().map(ids).collect(),
+            _ => case.sequences().map(|(ids, _)| ids).collect(),
+        };
+        let texts: Vec<&[u32]> = texts.iter().map(|text| &text[..]).collect();
+        let exact =
+            Features::new(Vec::new()).compute(&case.model(Cpu::<f32>::new()), &texts, &mut |_| {}).unwrap();
+        let found = Features::new(Vec::new()).compute(&case.model(cuda), &texts, &mut |_| {}).unwrap();
+        assert_like(&found, &exact, 0.03, name);
+    }
+}
+
+#[test]
+fn a_gpu_repeats_itself_to_the_bit() {
+    let steps = || {
+        let case = Case::open("scaled");
+        let mut trainer = case.trainer(cuda()?, 60, 4);
+        let losses: Vec<f32> = (0..8).map(|_| trainer.step().unwrap().loss).collect();
+        Some((losses, trainer.adapter()))
+    };
+    assert_eq!(steps(), steps());
 }
 
 /// The real model's file, or `None` with a message.

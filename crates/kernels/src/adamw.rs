@@ -26,7 +26,7 @@ pub struct AdamW {
 
 impl AdamW {
     /// `lr / (1 - beta1^t)`, `1 / sqrt(1 - beta2^t)` and `1 - lr weight_decay`.
-    fn factors(&self) -> (f32, f32, f32) {
+    pub(crate) fn factors(&self) -> (f32, f32, f32) {
         let correction1 = 1.0 - f64::from(self.beta1).powf(self.step as f64);
         let correction2 = 1.0 - f64::from(self.beta2).powf(self.step as f64);
         let size = f64::from(self.lr) / correction1;

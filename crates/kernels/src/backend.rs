@@ -56,6 +56,15 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
     /// What runs and how, for reports: `cpu avx512 bf16`.
     fn name(&self) -> String;
+    /// Most bytes of device memory held at a time; `None` where memory is the process's own.
+    fn peak_bytes(&self) -> Option<usize> {
+        None
+    }
+
+    /// Operations a second (a multiply-add counts as two) of products whose operands are near; measured.
+    fn peak_flops(&self) -> f64;
+    /// Rows of a pass that keep the device busy; more take memory and save little time.
+    fn rows_at_once(&self) -> usize;
 
     /// `len` zeros.
     fn wide(&self, len: usize) -> Self::Wide;

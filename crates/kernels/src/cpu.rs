@@ -65,6 +65,12 @@ impl<E: Element> Backend for Cpu<E> {
     fn name(&self) -> String {
         format!("cpu {} {}", isa::current().name(), E::NAME)
     }
+    fn peak_flops(&self) -> f64 {
+        linear::peak_flops::<E>()
+    }
+    fn rows_at_once(&self) -> usize {
+        512
+    }
 
     fn wide(&self, len: usize) -> Vec<f32> {
         vec![0.0; len]

@@ -17,6 +17,8 @@ mod backend;
 pub mod columns;
 mod cpu;
 pub mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod element;
 pub mod embed;
 pub mod gated;
@@ -34,6 +36,8 @@ pub use adamw::AdamW;
 pub use attention::{AttentionShape, KvColumns, Mask};
 pub use backend::{Backend, Output, PassSpec};
 pub use cpu::{Cpu, Pass as CpuPass};
+#[cfg(feature = "cuda")]
+pub use cuda::{Cuda, CudaError};
 pub use element::Element;
 pub use gated::Gate;
 pub use half::bf16;

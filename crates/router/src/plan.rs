@@ -49,8 +49,8 @@ pub struct Recipe {
     pub max_steps: Option<u64>,
     /// Examples a step; `None`: see [`Recipe::sized_for`].
     pub batch: Option<usize>,
-    /// Rows computed at once; bounds the memory.
-    pub rows_per_pass: usize,
+    /// Rows computed at once, which bounds the memory; `None`: twice what keeps the device busy.
+    pub rows_per_pass: Option<usize>,
     /// Of everything random.
     pub seed: u64,
     /// What is done about rare labels.
@@ -91,7 +91,7 @@ impl Default for Recipe {
             epochs: None,
             max_steps: None,
             batch: None,
-            rows_per_pass: 1024,
+            rows_per_pass: None,
             seed: 0,
             balance: Balance::Weight,
             validate_every: None,

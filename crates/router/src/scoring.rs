@@ -17,7 +17,9 @@ pub(crate) enum Scoring<B: Backend> {
 impl<B: Backend> Scoring<B> {
     pub(crate) fn tokens(model: &Model<B>, labels: &[Vec<u32>], prompt: &Prompt) -> Result<Self> {
         let (trie, prefix) = (LabelTrie::new(labels)?, prompt.shared_ids().to_vec());
-        Ok(Self::Tokens(Scorer::new(model, trie, prefix, ScorerOptions::default())?))
+        let options =
+            ScorerOptions { rows_per_pass: model.backend().rows_at_once(), ..ScorerOptions::default() };
+        Ok(Self::Tokens(Scorer::new(model, trie, prefix, options)?))
     }
 
     pub(crate) fn head(head: Head, prompt: &Prompt) -> Self {

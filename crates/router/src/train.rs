@@ -23,8 +23,8 @@ use crate::{Error, Result};
 
 /// Validations in a run, unless the recipe says otherwise.
 const VALIDATIONS: u64 = 4;
-/// Validation rows scored between two reports of progress.
-const SCORED_AT_ONCE: usize = 64;
+/// Rows of a pass for each validation row scored between two reports of progress.
+const ROWS_A_REPORT: usize = 8;
 /// The time between checkpoints is at least this many times what the last one took.
 const MOST_OF_CHECKPOINTS: u32 = 20;
 const LOG: &str = "train_log.jsonl";
@@ -38,6 +38,8 @@ pub struct Outcome {
     pub steps: u64,
     /// Wall time of this process, from the model's loading on.
     pub seconds: f64,
+    /// Most bytes of device memory held at a time; `None` where memory is the process's own.
+    pub device_bytes: Option<usize>,
 }
 
 impl Plan {
@@ -114,7 +116,7 @@ pub fn train<B: Backend>(
         shown: encoded.show(&tokenizer, 3)?,
     };
     let head_size = encoded.labels.len() * (config.hidden_size + 1);
-    let (trained, values, taken, steps, best_step, log_probs) = if let Some(trainable) = trainable {
+    let (trained, values, taken, steps, best_step, log_probs, device_bytes) = if let Some(trainable) = trainable {
         let mut run = Training::new(model, trainable, lr, &encoded, recipe, observer)?;
         if let Some(state) = state {
             run.trainer.restore(&state.snapshot)?;
@@ -126,12 +128,13 @@ pub fn train<B: Backend>(
         let mut log = Log::open(&out.join(LOG), before)?;
         run.train_to_the_end(&checkpoint, &mut log, Duration::from_secs_f32(plan.checkpoint_seconds))?;
         let steps = run.trainer.steps();
+        let device_bytes = run.trainer.model().backend().peak_bytes();
         let (trained, best_step, log_probs) = run.finish()?;
-        (Trained::Model(trained), trainable, steps - before, steps, best_step, log_probs)
+        (Trained::Model(trained), trainable, steps - before, steps, best_step, log_probs, device_bytes)
     } else {
         observer.started(&Started { trainable: head_size, ..started });
         let found = transfer(&model, &encoded, data.valid_file.is_some(), observer)?;
-        (Trained::Head(found.head), head_size, 0, 0, 0, found.log_probs)
+        (Trained::Head(found.head), head_size, 0, 0, 0, found.log_probs, model.backend().peak_bytes())
     };
     let rows: Vec<usize> = (0..encoded.valid.len()).collect();
     let (accuracy, macro_f1) = judge(&log_probs, &rows, &encoded);
@@ -161,7 +164,7 @@ pub fn train<B: Backend>(
     };
     let run = RunFolder::write(out, manifest, &trained, (&config, &config_json), &tokenizer)?;
     checkpoint.remove()?;
-    Ok(Outcome { run, steps: taken, seconds: begun.elapsed().as_secs_f64() })
+    Ok(Outcome { run, steps: taken, seconds: begun.elapsed().as_secs_f64(), device_bytes })
 }
 
 /// Of everything that decides the result.
@@ -215,7 +218,7 @@ impl<'a, B: Backend> Training<'a, B> {
             lr,
             optimizer: recipe.optimizer.clone(),
             batch,
-            rows_per_pass: recipe.rows_per_pass,
+            rows_per_pass: recipe.rows_per_pass.unwrap_or(2 * model.backend().rows_at_once()),
             total_steps,
             seed: recipe.seed,
         };
@@ -287,7 +290,7 @@ impl<'a, B: Backend> Training<'a, B> {
         let model = self.trainer.model();
         self.scoring.reset(model, self.trainer.head());
         let mut log_probs = Vec::with_capacity(rows.len());
-        for group in rows.chunks(SCORED_AT_ONCE) {
+        for group in rows.chunks(model.backend().rows_at_once() / ROWS_A_REPORT) {
             let queries: Vec<&[u32]> = group.iter().map(|&row| &self.encoded.valid[row][..]).collect();
             log_probs.extend(self.scoring.score(model, &queries)?.into_iter().map(|scores| scores.log_probs));
             self.observer.scoring(log_probs.len(), rows.len());

@@ -170,7 +170,7 @@ impl RecipeArgs {
         }
         recipe.max_steps = self.max_steps.or(recipe.max_steps);
         recipe.batch = self.batch.map(|batch| batch as usize).or(recipe.batch);
-        recipe.rows_per_pass = self.rows_per_pass.unwrap_or(recipe.rows_per_pass);
+        recipe.rows_per_pass = self.rows_per_pass.or(recipe.rows_per_pass);
         recipe.seed = self.seed.unwrap_or(recipe.seed);
         recipe.validate_every = self.validate_every.or(recipe.validate_every);
         recipe.patience = self.patience.or(recipe.patience);
@@ -234,8 +234,11 @@ pub(crate) fn train(args: &Args) -> anyhow::Result<Outcome> {
     let base = BaseModel::open(base_path(&plan.base)?)?;
     let outcome = on_device!(args.device, start, base, &data, &plan, &args.out, args.resume)?;
     let (manifest, seconds) = (&outcome.run.manifest, outcome.seconds);
+    let memory = |what: &str, bytes: Option<u64>| {
+        bytes.map_or_else(String::new, |bytes| format!(", peak {what} {:.2} GB", bytes as f64 / 1e9))
+    };
     let memory =
-        peak_memory().map_or_else(String::new, |bytes| format!(", peak memory {:.2} GB", bytes as f64 / 1e9));
+        memory("memory", peak_memory()) + &memory("device memory", outcome.device_bytes.map(|b| b as u64));
     let did = match manifest.method {
         Method::Lora | Method::Full => format!("trained {} steps", outcome.steps),
         Method::Head => "fitted a head".to_owned(),

@@ -1,0 +1,196 @@
+//! Attention over a token tree: starts the kernels on the pass's lists of work.
+
+use std::sync::{Arc, PoisonError};
+
+use super::device::Values;
+use super::pass::Pass;
+use super::plan::{KEY_TILE, Kernel, shared_bytes};
+use super::program::Program;
+use super::scratch::Kind;
+use super::{Cuda, args};
+use crate::{AttentionShape, KvColumns, Mask, bf16};
+
+/// Query heads of a key/value head that a block shares its keys among.
+const GROUP: usize = 4;
+
+/// The kernels for one head size: with tensor cores, or plain.
+struct Kernels {
+    program: Arc<Program>,
+    tensor_cores: bool,
+}
+
+impl Kernels {
+    fn name(&self, kernel: Kernel) -> &'static str {
+        match (kernel, self.tensor_cores) {
+            (Kernel::Forward, true) => "attention_forward",
+            (Kernel::Forward, false) => "attention_forward_plain",
+            (Kernel::BackwardQuery, true) => "attention_backward_query",
+            (Kernel::BackwardQuery, false) => "attention_backward_query_plain",
+            (Kernel::BackwardKey, true) => "attention_backward_key",
+            (Kernel::BackwardKey, false) => "attention_backward_key_plain",
+        }
+    }
+
+    /// Blocks and threads of the kernels that go by query items.
+    fn by_queries(&self, pass: &Pass, shape: &AttentionShape) -> (usize, usize) {
+        let group = shape.heads / shape.kv_heads;
+        if self.tensor_cores {
+            (pass.queries.count * shape.kv_heads * group.div_ceil(GROUP), 64 * group.min(GROUP))
+        } else {
+            (pass.queries.count * shape.heads, 128)
+        }
+    }
+
+    fn shared(&self, kernel: Kernel, head_dim: usize) -> usize {
+        if self.tensor_cores { shared_bytes(kernel, head_dim) } else { 0 }
+    }
+}
+
+impl Cuda {
+    fn attention_kernels(&self, head_dim: usize) -> Kernels {
+        const ALL: [Kernel; 3] = [Kernel::Forward, Kernel::BackwardQuery, Kernel::BackwardKey];
+        let tensor_cores = head_dim.is_multiple_of(16) && head_dim <= 128;
+        let mut programs = self.attention.lock().unwrap_or_else(PoisonError::into_inner);
+        let program = programs.entry(head_dim).or_insert_with(|| {
+            let source = include_str!("source/attention.cu");
+            let defines = [format!("-DHEAD_SIZE={head_dim}")];
+            let load = |names: &[&'static str]| {
+                Program::load(&self.device, self.cache.as_deref(), "attention", source, &defines, names)
+                    .unwrap_or_else(|error| panic!("{error}"))
+            };
+            Arc::new(if tensor_cores {
+                let names = [
+                    "attention_forward",
+                    "attention_backward_query",
+                    "attention_backward_key",
+                    "attention_sum",
+                ];
+                let program = load(&names);
+                for (name, kernel) in names.into_iter().zip(ALL) {
+                    let allowed = program.allow_shared(name, shared_bytes(kernel, head_dim));
+                    allowed.unwrap_or_else(|error| panic!("{error}"));
+                }
+                program
+            } else {
+                load(&[
+                    "attention_forward_plain",
+                    "attention_backward_query_plain",
+                    "attention_backward_key_plain",
+                    "attention_sum",
+                ])
+            })
+        });
+        Kernels { program: program.clone(), tensor_cores }
+    }
+
+    pub(super) fn attention_forward(
+        &self,
+        out: &mut Values<bf16>,
+        lse: &mut Values<f32>,
+        [qkv, kv]: [&Values<bf16>; 2],
+        columns: KvColumns,
+        pass: &Pass,
+        shape: &AttentionShape,
+    ) {
+        let kernels = self.attention_kernels(shape.head_dim);
+        let (grid, block) = kernels.by_queries(pass, shape);
+        let (causal, window) = mask(shape);
+        let args = args![
+            out.first(pass.rows * shape.q_width()),
+            lse.first(pass.rows * shape.heads),
+            qkv.first(pass.rows * shape.qkv_width()),
+            kv.first(0),
+            columns.stride,
+            columns.k,
+            columns.v,
+            pass.queries.address,
+            pass.key_ranges.address,
+            shape.heads,
+            shape.kv_heads,
+            window,
+            causal,
+            shape.scale
+        ];
+        let function = kernels.program.get(kernels.name(Kernel::Forward));
+        // SAFETY: the buffers hold the pass's rows; its lists name rows of `kv` that the engine has made room for.
+        unsafe {
+            self.device.launch(function, grid, block, kernels.shared(Kernel::Forward, shape.head_dim), args);
+        }
+    }
+
+    pub(super) fn attention_gradient(
+        &self,
+        d_qkv: &mut Values<bf16>,
+        [d_out, out, qkv]: [&Values<bf16>; 3],
+        lse: &Values<f32>,
+        pass: &Pass,
+        shape: &AttentionShape,
+    ) {
+        let (rows, heads, kv_heads) = (pass.rows, shape.heads, shape.kv_heads);
+        assert!(rows == 0 || pass.keys.count > 0, "a pass over cached segments has no backward pass");
+        let kernels = self.attention_kernels(shape.head_dim);
+        let (causal, window) = mask(shape);
+        let delta = self.scratch.take(Kind::Delta, 4 * rows * heads);
+        let parts = self.scratch.take(Kind::Parts, 4 * pass.parts * kv_heads * KEY_TILE * 2 * shape.head_dim);
+        let d_qkv = d_qkv.first(rows * shape.qkv_width());
+        let [d_out, out] = [d_out, out].map(|values| values.first(rows * shape.q_width()));
+        let (lse, qkv) = (lse.first(rows * heads), qkv.first(rows * shape.qkv_width()));
+        let start = |kernel: Kernel| {
+            (kernels.program.get(kernels.name(kernel)), kernels.shared(kernel, shape.head_dim))
+        };
+        // SAFETY: the buffers hold the pass's rows, and the lists name rows of the pass.
+        unsafe {
+            let (grid, block) = kernels.by_queries(pass, shape);
+            let (function, shared) = start(Kernel::BackwardQuery);
+            let lists = (pass.queries.address, pass.key_ranges.address);
+            let args = args![
+                d_qkv,
+                delta,
+                d_out,
+                out,
+                lse,
+                qkv,
+                lists.0,
+                lists.1,
+                heads,
+                kv_heads,
+                window,
+                causal,
+                shape.scale
+            ];
+            self.device.launch(function, grid, block, shared, args);
+            let (function, shared) = start(Kernel::BackwardKey);
+            let lists = (pass.keys.address, pass.row_ranges.address, pass.places.address);
+            let args = args![
+                d_qkv,
+                parts,
+                d_out,
+                lse,
+                delta,
+                qkv,
+                lists.0,
+                lists.1,
+                lists.2,
+                heads,
+                kv_heads,
+                window,
+                causal,
+                shape.scale
+            ];
+            self.device.launch(function, pass.keys.count * kv_heads, 128, shared, args);
+            let args = args![d_qkv, parts, pass.sums.address, heads, kv_heads];
+            self.device.launch(
+                kernels.program.get("attention_sum"),
+                pass.sums.count * kv_heads * 8,
+                256,
+                0,
+                args,
+            );
+        }
+    }
+}
+
+/// Causal or not, and the window, 0 for none.
+fn mask(shape: &AttentionShape) -> (u32, u32) {
+    (u32::from(shape.mask == Mask::Causal), shape.window.map_or(0, |window| window as u32))
+}

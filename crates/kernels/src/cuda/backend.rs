@@ -1,0 +1,401 @@
+//! The list of ops, by the kernels of `source` and by cuBLASLt.
+
+use std::ops::Range;
+
+use cudarc::driver::result;
+
+use super::device::Values;
+use super::error::Doing;
+use super::linear::{Adapter, BLOCK_VALUES, Matrix};
+use super::pass::{Pass, Section, bucket};
+use super::record::Recording;
+use super::scratch::Kind;
+use super::{Cuda, args};
+use crate::{
+    Activation, AdamW, AttentionShape, Backend, BlockFormat, Direction, Encoding, Gate, KvColumns, Linear,
+    Norm, Output, PassSpec, bf16,
+};
+
+type Wide = Values<f32>;
+type Narrow = Values<bf16>;
+
+/// Partial sums of squares.
+const SQUARES: usize = 256;
+
+impl Cuda {
+    pub(super) fn copy_bytes(&self, to: u64, from: u64, bytes: usize) {
+        self.device.bind();
+        // SAFETY: callers give addresses of at least so many bytes.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.device.stream) }.certain("copy");
+    }
+
+    /// Rows of a table.
+    fn rows_of_table(&self, x: &mut Wide, table: &Matrix, index: Section, add: u32) {
+        let (rows, width) = (index.count, table.cols());
+        let (values, format) = table.stored();
+        // SAFETY: the pass names rows of the table.
+        unsafe {
+            let args = args![x.first(rows * width), values, format, index.address, rows, width, add];
+            self.launch("embed", rows, 128, args);
+        }
+    }
+
+    /// `to[t] = from[index[t]]`, zeros where there is no index.
+    fn gather_rows(&self, kernel: &str, to: u64, from: u64, index: Section, width: usize) {
+        // SAFETY: callers give buffers that hold the pass's rows.
+        unsafe { self.launch(kernel, index.count, 128, args![to, from, index.address, index.count, width]) }
+    }
+
+    /// A kernel over `len` values.
+    ///
+    /// # Safety
+    /// As [`super::device::Device::launch`].
+    unsafe fn each<const N: usize>(&self, kernel: &str, len: usize, args: [super::Arg; N]) {
+        // SAFETY: by contract.
+        unsafe { self.launch(kernel, len.div_ceil(BLOCK_VALUES), 256, args) }
+    }
+}
+
+impl Backend for Cuda {
+    type Wide = Wide;
+    type Narrow = Narrow;
+    type Matrix = Matrix;
+    type Adapter = Adapter;
+    type Pass = Pass;
+    type Recording = Recording;
+
+    fn name(&self) -> String {
+        format!("cuda {} bf16", self.device.name)
+    }
+    fn peak_flops(&self) -> f64 {
+        self.large_products()
+    }
+    fn rows_at_once(&self) -> usize {
+        4096
+    }
+    fn peak_bytes(&self) -> Option<usize> {
+        Some(self.device.most_held())
+    }
+
+    fn wide(&self, len: usize) -> Wide {
+        Values::new(&self.device, len)
+    }
+    fn narrow(&self, len: usize) -> Narrow {
+        Values::new(&self.device, len)
+    }
+    fn wide_len(&self, buffer: &Wide) -> usize {
+        buffer.len
+    }
+    fn narrow_len(&self, buffer: &Narrow) -> usize {
+        buffer.len
+    }
+    fn upload(&self, buffer: &mut Wide, at: usize, values: &[f32]) {
+        buffer.memory.upload(4 * at, values);
+    }
+    fn download(&self, out: &mut [f32], buffer: &Wide, at: usize) {
+        buffer.memory.download(out, 4 * at);
+    }
+    fn pass(&self, spec: &PassSpec<'_>, reuse: Option<Pass>) -> Pass {
+        Pass::new(&self.device, spec, reuse)
+    }
+    fn room(&self, rows: usize) -> usize {
+        bucket(rows)
+    }
+    fn rows(&self, pass: &Pass) -> usize {
+        pass.rows
+    }
+    fn chosen(&self, pass: &Pass) -> usize {
+        pass.chosen
+    }
+    fn record(&self, recording: &mut Recording, pass: &Pass, body: impl FnOnce()) {
+        recording.run(&self.device, (pass.key(), self.scratch.version()), pass.rows, body);
+    }
+    fn copy(&self, to: &mut Narrow, from: &Narrow, len: usize) {
+        if len > 0 {
+            self.copy_bytes(to.first(len), from.first(len), 2 * len);
+        }
+    }
+    fn round(&self, to: &mut Narrow, from: &Wide, len: usize) {
+        // SAFETY: both hold `len` values.
+        unsafe { self.each("round_wide", len, args![to.first(len), from.first(len), len]) }
+    }
+    fn widen(&self, to: &mut Wide, from: &Narrow, len: usize) {
+        // SAFETY: both hold `len` values.
+        unsafe { self.each("widen", len, args![to.first(len), from.first(len), len]) }
+    }
+    fn clear(&self, buffer: &mut Wide, len: usize) {
+        if len > 0 {
+            self.device.bind();
+            // SAFETY: the buffer holds `len` values.
+            unsafe { result::memset_d8_async(buffer.first(len), 0, 4 * len, self.device.stream) }
+                .certain("clear");
+        }
+    }
+    fn matrix(&self, rows: usize, cols: usize, read: &mut dyn FnMut(usize, &mut [f32])) -> Matrix {
+        self.dense_matrix(rows, cols, read)
+    }
+    fn matrix_from_blocks(&self, format: BlockFormat, rows: usize, cols: usize, raw: &[u8]) -> Matrix {
+        self.matrix_of_blocks(format, rows, cols, raw)
+    }
+    fn matrix_bytes(&self, matrix: &Matrix) -> usize {
+        matrix.bytes()
+    }
+
+    fn embed(&self, x: &mut Wide, table: &Matrix, pass: &Pass) {
+        self.rows_of_table(x, table, pass.tokens, 0);
+    }
+    fn add_positions(&self, x: &mut Wide, table: &Matrix, pass: &Pass) {
+        self.rows_of_table(x, table, pass.positions, 1);
+    }
+
+    fn gather(&self, to: &mut Wide, from: &Wide, pass: &Pass, width: usize) {
+        let (to, from) = (to.first(pass.chosen * width), from.first(pass.rows * width));
+        self.gather_rows("gather_wide", to, from, pass.chosen_rows, width);
+    }
+    fn spread(&self, to: &mut Wide, from: &Wide, pass: &Pass, width: usize) {
+        let (to, from) = (to.first(pass.rows * width), from.first(pass.chosen * width));
+        self.gather_rows("gather_wide", to, from, pass.places_of_chosen, width);
+    }
+    fn gather_narrow(&self, to: &mut Narrow, from: &Narrow, pass: &Pass, width: usize) {
+        let (to, from) = (to.first(pass.chosen * width), from.first(pass.rows * width));
+        self.gather_rows("gather_narrow", to, from, pass.chosen_rows, width);
+    }
+    fn spread_narrow(&self, to: &mut Narrow, from: &Narrow, pass: &Pass, width: usize) {
+        let (to, from) = (to.first(pass.rows * width), from.first(pass.chosen * width));
+        self.gather_rows("gather_narrow", to, from, pass.places_of_chosen, width);
+    }
+
+    fn norm(
+        &self,
+        h: &mut Narrow,
+        unit: &mut Narrow,
+        rstd: &mut Wide,
+        x: &Wide,
+        norm: &Norm<Self>,
+        rows: usize,
+    ) {
+        let len = rows * norm.width;
+        let bias = norm.bias.as_ref().map_or(0, |bias| bias.first(norm.width));
+        let (h, unit, rstd, x) = (h.first(len), unit.first(len), rstd.first(rows), x.first(len));
+        let (weight, center) = (norm.weight.first(norm.width), u32::from(norm.center));
+        // SAFETY: the lengths were checked.
+        unsafe {
+            let args = args![h, unit, rstd, x, weight, bias, norm.eps, center, rows, norm.width];
+            self.launch("norm_forward", rows, 256, args);
+        }
+    }
+    fn norm_again(&self, h: &mut Narrow, unit: &Narrow, norm: &Norm<Self>, rows: usize) {
+        let len = rows * norm.width;
+        let bias = norm.bias.as_ref().map_or(0, |bias| bias.first(norm.width));
+        // SAFETY: the lengths are checked.
+        unsafe {
+            let args =
+                args![h.first(len), unit.first(len), norm.weight.first(norm.width), bias, rows, norm.width];
+            self.launch("norm_again", rows, 256, args);
+        }
+    }
+    fn norm_backward(
+        &self,
+        d_x: &mut Wide,
+        d_h: &Wide,
+        unit: &Narrow,
+        rstd: &Wide,
+        norm: &Norm<Self>,
+        rows: usize,
+    ) {
+        let len = rows * norm.width;
+        let (d_x, d_h, unit, rstd) = (d_x.first(len), d_h.first(len), unit.first(len), rstd.first(rows));
+        let (weight, center) = (norm.weight.first(norm.width), u32::from(norm.center));
+        // SAFETY: the lengths were checked.
+        unsafe {
+            let args = args![d_x, d_h, unit, rstd, weight, center, rows, norm.width];
+            self.launch("norm_backward", rows, 256, args);
+        }
+    }
+
+    fn refresh(&self, linear: &mut Linear<Self>, parameters: &Wide) {
+        self.lay_out(linear, parameters);
+    }
+    fn merge(&self, linear: &mut Linear<Self>, _encoding: Encoding) {
+        linear.matrix = self.merged(linear);
+        (linear.slots, linear.adapter) = (Vec::new(), None);
+    }
+    fn encode(&self, matrix: &Matrix, _encoding: Encoding) -> Matrix {
+        self.dense_copy(matrix)
+    }
+    fn linear(&self, y: Output<'_, Self>, mid: &mut Narrow, x: &Narrow, linear: &Linear<Self>, rows: usize) {
+        self.linear_forward(y, mid, x, linear, rows);
+    }
+    fn linear_backward(
+        &self,
+        d_x: Output<'_, Self>,
+        d_mid: &mut Narrow,
+        d_y: &Narrow,
+        linear: &Linear<Self>,
+        rows: usize,
+    ) {
+        self.input_gradient(d_x, d_mid, d_y, linear, rows);
+    }
+    fn adapter_backward(
+        &self,
+        gradients: &mut Wide,
+        x: &Narrow,
+        mid: &Narrow,
+        d_y: &Narrow,
+        d_mid: &Narrow,
+        linear: &Linear<Self>,
+        rows: usize,
+    ) {
+        self.adapter_gradients(gradients, [x, mid, d_y, d_mid], linear, rows);
+    }
+
+    fn rotary(
+        &self,
+        qkv: &mut Narrow,
+        table: &Wide,
+        pass: &Pass,
+        shape: &AttentionShape,
+        direction: Direction,
+    ) {
+        let (rows, stride) = (pass.rows, shape.qkv_width());
+        let sign = match direction {
+            Direction::Forward => 1.0f32,
+            Direction::Backward => -1.0,
+        };
+        // SAFETY: the buffer holds the pass's rows; the engine keeps positions below the table's.
+        unsafe {
+            let (qkv, table) = (qkv.first(rows * stride), table.first(0));
+            let rotated = shape.heads + shape.kv_heads;
+            let args = args![qkv, table, pass.positions.address, rotated, shape.head_dim, stride, rows, sign];
+            self.launch("rotary", rows, 128, args);
+        }
+    }
+
+    fn store_kv(&self, cache: &mut Narrow, qkv: &Narrow, pass: &Pass, shape: &AttentionShape) {
+        let (rows, width) = (pass.rows, shape.qkv_width());
+        // SAFETY: the buffer holds the pass's rows; the engine has made room in the cache.
+        unsafe {
+            let (cache, qkv) = (cache.first(0), qkv.first(rows * width));
+            let args = args![cache, qkv, pass.kv_rows.address, rows, width, shape.q_width()];
+            self.launch("store_kv", rows, 128, args);
+        }
+    }
+    fn attention(
+        &self,
+        out: &mut Narrow,
+        lse: &mut Wide,
+        qkv: &Narrow,
+        kv: &Narrow,
+        columns: KvColumns,
+        pass: &Pass,
+        shape: &AttentionShape,
+    ) {
+        self.attention_forward(out, lse, [qkv, kv], columns, pass, shape);
+    }
+    fn attention_backward(
+        &self,
+        d_qkv: &mut Narrow,
+        d_out: &Narrow,
+        out: &Narrow,
+        lse: &Wide,
+        qkv: &Narrow,
+        pass: &Pass,
+        shape: &AttentionShape,
+    ) {
+        self.attention_gradient(d_qkv, [d_out, out, qkv], lse, pass, shape);
+    }
+
+    fn gated(&self, act: &mut Narrow, gate_up: &Narrow, Gate::Silu: Gate, rows: usize, width: usize) {
+        let len = rows * width;
+        // SAFETY: the lengths are checked.
+        unsafe { self.each("gated", len, args![act.first(len), gate_up.first(2 * len), rows, width]) }
+    }
+    fn gated_backward(
+        &self,
+        d_gate_up: &mut Narrow,
+        act: &mut Narrow,
+        d_act: &Narrow,
+        gate_up: &Narrow,
+        Gate::Silu: Gate,
+        rows: usize,
+        width: usize,
+    ) {
+        let len = rows * width;
+        let (d_gate_up, gate_up) = (d_gate_up.first(2 * len), gate_up.first(2 * len));
+        let args = args![d_gate_up, act.first(len), d_act.first(len), gate_up, rows, width];
+        // SAFETY: the lengths were checked.
+        unsafe { self.each("gated_backward", len, args) }
+    }
+
+    fn activation(&self, act: &mut Narrow, up: &Narrow, activation: Activation, rows: usize, width: usize) {
+        let len = rows * width;
+        // SAFETY: the lengths are checked.
+        unsafe { self.each("activation", len, args![act.first(len), up.first(len), tanh(activation), len]) }
+    }
+    fn activation_backward(
+        &self,
+        d_up: &mut Narrow,
+        act: &mut Narrow,
+        d_act: &Narrow,
+        up: &Narrow,
+        activation: Activation,
+        rows: usize,
+        width: usize,
+    ) {
+        let len = rows * width;
+        let args =
+            args![d_up.first(len), act.first(len), d_act.first(len), up.first(len), tanh(activation), len];
+        // SAFETY: the lengths were checked.
+        unsafe { self.each("activation_backward", len, args) }
+    }
+
+    fn cross_entropy(&self, losses: &mut Wide, d_h: &mut Wide, h: &Narrow, head: &Matrix, pass: &Pass) {
+        self.loss(losses, d_h, h, head, pass);
+    }
+    fn log_probs(&self, out: &mut Wide, h: &Narrow, head: &Matrix, pass: &Pass) {
+        self.log_probabilities(out, h, head, pass);
+    }
+    fn square_sum(&self, values: &Wide) -> f64 {
+        let parts = self.scratch.take(Kind::Squares, 8 * SQUARES);
+        // SAFETY: scratch holds the parts.
+        unsafe { self.launch("square_sum", SQUARES, 256, args![parts, values.first(values.len), values.len]) }
+        let mut sums = [0.0f64; SQUARES];
+        self.scratch.download(Kind::Squares, &mut sums);
+        sums.iter().sum()
+    }
+    fn adamw(
+        &self,
+        parameters: &mut Wide,
+        gradients: &Wide,
+        first: &mut Wide,
+        second: &mut Wide,
+        range: Range<usize>,
+        step: &AdamW,
+    ) {
+        let (size, root, keep) = step.factors();
+        let at = |values: &Wide| values.at(range.start, range.len());
+        let args = args![
+            at(parameters),
+            at(gradients),
+            at(first),
+            at(second),
+            range.len(),
+            size,
+            root,
+            keep,
+            step.beta1,
+            step.beta2,
+            step.eps,
+            step.gradient_scale
+        ];
+        // SAFETY: the lengths were checked.
+        unsafe { self.launch("adamw", range.len().div_ceil(1024), 256, args) }
+    }
+}
+
+fn tanh(activation: Activation) -> u32 {
+    match activation {
+        Activation::Gelu => 0,
+        Activation::GeluTanh => 1,
+    }
+}

@@ -1,0 +1,337 @@
+//! Frozen matrices, LoRA, and products with both.
+
+use std::time::Instant;
+
+use super::device::{Memory, Values};
+use super::product::{Operand, Place};
+use super::scratch::Kind;
+use super::{Cuda, args};
+use crate::{BlockFormat, Linear, Output, Slot, bf16, element};
+
+/// Values that are read, rounded and sent at a time.
+const PIECE: usize = 16 << 20;
+/// Values that a thread block of most kernels covers.
+pub(super) const BLOCK_VALUES: usize = 2048;
+
+/// A frozen matrix `(rows, cols)` on the device, row-major.
+#[derive(Debug)]
+pub struct Matrix {
+    memory: Memory,
+    /// `None` for bf16 values.
+    format: Option<BlockFormat>,
+    rows: usize,
+    cols: usize,
+}
+
+impl Matrix {
+    pub(super) fn bytes(&self) -> usize {
+        self.memory.bytes
+    }
+
+    pub(super) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The bytes, and what the kernels call their format.
+    pub(super) fn stored(&self) -> (u64, u32) {
+        let format = match self.format {
+            None => 0,
+            Some(BlockFormat::Q4_0) => 1,
+            Some(BlockFormat::Q4_1) => 2,
+            Some(BlockFormat::Q8_0) => 3,
+        };
+        (self.memory.address, format)
+    }
+}
+
+/// A layer's LoRA matrices in bf16, as the products of a step take them.
+#[derive(Debug)]
+pub struct Adapter {
+    /// All slots' A stacked: `(sum of R, I)`.
+    a: Values<bf16>,
+    /// Each slot's B in its rows and columns, zeros elsewhere: `(O, sum of R)`.
+    b: Values<bf16>,
+    /// Five words a slot.
+    slots: Memory,
+    /// What the words say.
+    laid_out: Vec<Slot>,
+}
+
+/// The adapter, `sum of R` and scale of a layer that has slots.
+struct Lora<'a> {
+    adapter: &'a Adapter,
+    width: usize,
+    scale: f32,
+}
+
+impl Cuda {
+    pub(super) fn dense_matrix(
+        &self,
+        rows: usize,
+        cols: usize,
+        read: &mut dyn FnMut(usize, &mut [f32]),
+    ) -> Matrix {
+        let mut memory = Memory::new(&self.device, 2 * rows * cols);
+        let at_once = (PIECE / cols.max(1)).clamp(1, rows.max(1));
+        let (mut values, mut rounded) = (vec![0.0; at_once * cols], vec![bf16::ZERO; at_once * cols]);
+        for first in (0..rows).step_by(at_once) {
+            let len = at_once.min(rows - first) * cols;
+            for (row, values) in values[..len].chunks_exact_mut(cols.max(1)).enumerate() {
+                read(first + row, values);
+            }
+            element::round(&mut rounded[..len], &values[..len]);
+            memory.upload(2 * first * cols, &rounded[..len]);
+        }
+        Matrix { memory, format: None, rows, cols }
+    }
+
+    pub(super) fn matrix_of_blocks(
+        &self,
+        format: BlockFormat,
+        rows: usize,
+        cols: usize,
+        raw: &[u8],
+    ) -> Matrix {
+        let expected = rows * cols / 32 * format.bytes();
+        assert!(cols.is_multiple_of(32) && raw.len() == expected, "{rows} x {cols} of {format:?}");
+        let mut memory = Memory::new(&self.device, raw.len());
+        memory.upload(0, raw);
+        Matrix { memory, format: Some(format), rows, cols }
+    }
+
+    /// Operations a second of a large product of random values: zeros would be faster.
+    pub(super) fn large_products(&self) -> f64 {
+        const SIZE: usize = 8192;
+        const TIMES: u32 = 10;
+        let mut state = 1u32;
+        let matrix = self.dense_matrix(SIZE, SIZE, &mut |_, row| {
+            for value in row {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                *value = f32::from((state >> 16) as u16) / 65536.0 - 0.5;
+            }
+        });
+        let out: Values<bf16> = Values::new(&self.device, SIZE * SIZE);
+        let place = Place { address: out.first(SIZE * SIZE), stride: SIZE, wide: false, add: false };
+        let operand = Operand::plain(matrix.memory.address, SIZE);
+        let run = |times| {
+            let begun = Instant::now();
+            for _ in 0..times {
+                let other = Operand { transposed: true, ..operand };
+                // SAFETY: all three are of this size.
+                unsafe { self.products.run(place, operand, other, [SIZE; 3], 1.0) }
+            }
+            self.wait();
+            begun.elapsed().as_secs_f64()
+        };
+        run(TIMES);
+        2.0 * (SIZE as f64).powi(3) * f64::from(TIMES) / run(TIMES)
+    }
+
+    /// Writes the values of a matrix to `to`, in bf16.
+    fn expand(&self, to: u64, matrix: &Matrix) {
+        let len = matrix.rows * matrix.cols;
+        let (raw, format) = matrix.stored();
+        // SAFETY: `to` holds the matrix's values, `raw` its blocks.
+        unsafe { self.launch("expand", len.div_ceil(BLOCK_VALUES), 256, args![to, raw, format, len as u64]) }
+    }
+
+    /// A matrix as a product wants it: bf16, in scratch where it is not stored so.
+    pub(super) fn dense(&self, matrix: &Matrix) -> u64 {
+        if matrix.format.is_none() {
+            return matrix.memory.address;
+        }
+        let to = self.scratch.take(Kind::Expanded, 2 * matrix.rows * matrix.cols);
+        self.expand(to, matrix);
+        to
+    }
+
+    /// A copy in bf16.
+    pub(super) fn dense_copy(&self, matrix: &Matrix) -> Matrix {
+        let (rows, cols) = (matrix.rows, matrix.cols);
+        let memory = Memory::new(&self.device, 2 * rows * cols);
+        if matrix.format.is_some() {
+            self.expand(memory.address, matrix);
+        } else {
+            self.copy_bytes(memory.address, matrix.memory.address, memory.bytes);
+        }
+        Matrix { memory, format: None, rows, cols }
+    }
+
+    pub(super) fn lay_out(&self, linear: &mut Linear<Self>, parameters: &Values<f32>) {
+        let (width, inputs, outputs) = (linear.mid_width(), linear.inputs, linear.outputs);
+        let adapter = match linear.adapter.take() {
+            Some(adapter) if adapter.laid_out == linear.slots => adapter,
+            _ => {
+                let words = |slot: &Slot| {
+                    [slot.rows.start, slot.rows.len(), slot.rank, slot.a, slot.b].map(|n| n as u32)
+                };
+                let words: Vec<u32> = linear.slots.iter().flat_map(words).collect();
+                let mut slots = Memory::new(&self.device, 4 * words.len());
+                slots.upload(0, &words);
+                let [a, b] = [inputs, outputs].map(|len| Values::new(&self.device, len * width));
+                Adapter { a, b, slots, laid_out: linear.slots.clone() }
+            }
+        };
+        let end = linear.slots.iter().map(|s| (s.a + s.rank * inputs).max(s.b + s.rank * s.rows.len())).max();
+        let grid = (width * (inputs + outputs)).div_ceil(1024);
+        // SAFETY: A and B were made for these slots, and the parameters reach to the end of the last.
+        unsafe {
+            self.launch(
+                "refresh",
+                grid,
+                256,
+                args![
+                    adapter.a.first(width * inputs),
+                    adapter.b.first(width * outputs),
+                    parameters.first(end.unwrap_or(0)),
+                    adapter.slots.address,
+                    linear.slots.len(),
+                    inputs,
+                    outputs,
+                    width
+                ],
+            );
+        }
+        linear.adapter = Some(adapter);
+    }
+
+    fn lora(linear: &Linear<Self>) -> Option<Lora<'_>> {
+        let first = linear.slots.first()?;
+        let alike = |slot: &Slot| slot.scale.to_bits() == first.scale.to_bits();
+        assert!(linear.slots.iter().all(alike), "slots of a layer share their scale");
+        let adapter = linear.adapter.as_ref();
+        let adapter =
+            adapter.unwrap_or_else(|| panic!("a layer with LoRA slots must be refreshed before use"));
+        Some(Lora { adapter, width: linear.mid_width(), scale: first.scale })
+    }
+
+    /// The matrix of a layer with LoRA added to it.
+    pub(super) fn merged(&self, linear: &Linear<Self>) -> Matrix {
+        let merged = self.dense_copy(&linear.matrix);
+        if let Some(Lora { adapter, width, scale }) = Self::lora(linear) {
+            let (outputs, inputs) = (linear.outputs, linear.inputs);
+            let place = Place { address: merged.memory.address, stride: inputs, wide: false, add: true };
+            let b = Operand::plain(adapter.b.first(outputs * width), width);
+            let a = Operand::plain(adapter.a.first(width * inputs), inputs);
+            // SAFETY: the shapes are those of the layer.
+            unsafe { self.products.run(place, b, a, [outputs, inputs, width], scale) }
+        }
+        merged
+    }
+
+    fn place(output: Output<'_, Self>, rows: usize, width: usize) -> Place {
+        let (address, wide, add) = match output {
+            Output::Narrow(to) => (to.first(rows * width), false, false),
+            Output::Wide(to) => (to.first(rows * width), true, false),
+            Output::Add(to) => (to.first(rows * width), true, true),
+        };
+        Place { address, stride: width, wide, add }
+    }
+
+    pub(super) fn linear_forward(
+        &self,
+        y: Output<'_, Self>,
+        mid: &mut Values<bf16>,
+        x: &Values<bf16>,
+        linear: &Linear<Self>,
+        rows: usize,
+    ) {
+        let (inputs, outputs) = (linear.inputs, linear.outputs);
+        let mut place = Self::place(y, rows, outputs);
+        let x = Operand::plain(x.first(rows * inputs), inputs);
+        let weight = Operand::transposed(self.dense(&linear.matrix), inputs);
+        // LoRA's part first: it is the smaller one, so that its rounding is.
+        if let Some(Lora { adapter, width, scale }) = Self::lora(linear) {
+            let mid = mid.first(rows * width);
+            let to = Place { address: mid, stride: width, wide: false, add: false };
+            let a = Operand::transposed(adapter.a.first(width * inputs), inputs);
+            let b = Operand::transposed(adapter.b.first(outputs * width), width);
+            // SAFETY: the shapes are those of the layer, the buffers long enough.
+            unsafe {
+                self.products.run(to, x, a, [rows, width, inputs], scale);
+                self.products.run(place, Operand::plain(mid, width), b, [rows, outputs, width], 1.0);
+            }
+            place.add = true;
+        }
+        // SAFETY: as above.
+        unsafe { self.products.run(place, x, weight, [rows, outputs, inputs], 1.0) }
+        if let Some(bias) = &linear.bias {
+            let kernel = if place.wide { "add_bias_wide" } else { "add_bias_narrow" };
+            let grid = (rows * outputs).div_ceil(BLOCK_VALUES);
+            // SAFETY: as above.
+            unsafe {
+                self.launch(kernel, grid, 256, args![place.address, bias.first(outputs), rows, outputs]);
+            }
+        }
+    }
+
+    pub(super) fn input_gradient(
+        &self,
+        d_x: Output<'_, Self>,
+        d_mid: &mut Values<bf16>,
+        d_y: &Values<bf16>,
+        linear: &Linear<Self>,
+        rows: usize,
+    ) {
+        let (inputs, outputs) = (linear.inputs, linear.outputs);
+        let mut place = Self::place(d_x, rows, inputs);
+        let d_y = Operand::plain(d_y.first(rows * outputs), outputs);
+        let weight = Operand::plain(self.dense(&linear.matrix), inputs);
+        if let Some(Lora { adapter, width, scale }) = Self::lora(linear) {
+            let d_mid = d_mid.first(rows * width);
+            let to = Place { address: d_mid, stride: width, wide: false, add: false };
+            let b = Operand::plain(adapter.b.first(outputs * width), width);
+            let a = Operand::plain(adapter.a.first(width * inputs), inputs);
+            // SAFETY: the shapes are those of the layer, the buffers long enough.
+            unsafe {
+                self.products.run(to, d_y, b, [rows, width, outputs], scale);
+                self.products.run(place, Operand::plain(d_mid, width), a, [rows, inputs, width], 1.0);
+            }
+            place.add = true;
+        }
+        // SAFETY: as above.
+        unsafe { self.products.run(place, d_y, weight, [rows, inputs, outputs], 1.0) }
+    }
+
+    pub(super) fn adapter_gradients(
+        &self,
+        gradients: &mut Values<f32>,
+        [x, mid, d_y, d_mid]: [&Values<bf16>; 4],
+        linear: &Linear<Self>,
+        rows: usize,
+    ) {
+        let (inputs, outputs, width) = (linear.inputs, linear.outputs, linear.mid_width());
+        if rows == 0 || width == 0 {
+            return;
+        }
+        let column =
+            |values: &Values<bf16>, stride: usize, at: usize| values.first(rows * stride) + 2 * at as u64;
+        let mut first = 0;
+        // A matrices that lie in a row are one.
+        for run in linear.slots.chunk_by(|one, next| next.a == one.a + one.rank * inputs) {
+            let rank: usize = run.iter().map(|slot| slot.rank).sum();
+            let address = gradients.at(run[0].a, rank * inputs);
+            let place = Place { address, stride: inputs, wide: true, add: true };
+            let d_mid = Operand::transposed(column(d_mid, width, first), width);
+            let x = Operand::plain(x.first(rows * inputs), inputs);
+            // SAFETY: the shapes are those of the layer, the buffers long enough.
+            unsafe { self.products.run(place, d_mid, x, [rank, inputs, rows], 1.0) }
+            first += rank;
+        }
+        let mut first = 0;
+        for slot in &linear.slots {
+            let (begin, count) = (slot.rows.start, slot.rows.len());
+            let address = gradients.at(slot.b, count * slot.rank);
+            let place = Place { address, stride: slot.rank, wide: true, add: true };
+            let d_y = Operand::transposed(column(d_y, outputs, begin), outputs);
+            let mid = Operand::plain(column(mid, width, first), width);
+            // SAFETY: as above.
+            unsafe { self.products.run(place, d_y, mid, [count, slot.rank, rows], 1.0) }
+            first += slot.rank;
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Cross-entropy and log-probabilities over the vocabulary, some rows at a time.
+
+use std::ops::Range;
+
+use super::device::Values;
+use super::linear::Matrix;
+use super::pass::Pass;
+use super::product::{Operand, Place};
+use super::scratch::Kind;
+use super::{Cuda, args};
+use crate::bf16;
+
+/// Bytes of f32 logits that are kept at a time, at most.
+const LOGIT_BYTES: usize = 256 << 20;
+
+/// Some rows of `h` times the head, in scratch.
+struct Logits {
+    address: u64,
+    rows: Range<usize>,
+    stride: usize,
+}
+
+impl Cuda {
+    pub(super) fn loss(
+        &self,
+        losses: &mut Values<f32>,
+        d_h: &mut Values<f32>,
+        h: &Values<bf16>,
+        head: &Matrix,
+        pass: &Pass,
+    ) {
+        let (vocabulary, width) = (head.rows(), head.cols());
+        let weight = self.dense(head);
+        let (losses, d_h) = (losses.first(pass.chosen), d_h.first(pass.chosen * width));
+        self.each_logits(h, weight, head, pass.chosen, |logits| {
+            let Logits { address, rows, stride } = logits;
+            let (first, count) = (rows.start as u64, rows.len());
+            let d_z = self.scratch.take(Kind::LogitGradients, 2 * count * stride);
+            // SAFETY: scratch and buffers hold these rows; the pass has a target and a weight for each.
+            unsafe {
+                self.launch(
+                    "cross_entropy",
+                    count,
+                    512,
+                    args![
+                        losses + 4 * first,
+                        d_z,
+                        address,
+                        pass.targets.address + 4 * first,
+                        pass.weights.address + 4 * first,
+                        count,
+                        vocabulary,
+                        stride
+                    ],
+                );
+                let address = d_h + 4 * first * width as u64;
+                let place = Place { address, stride: width, wide: true, add: false };
+                let (d_z, weight) = (Operand::plain(d_z, stride), Operand::plain(weight, width));
+                self.products.run(place, d_z, weight, [count, width, vocabulary], 1.0);
+            }
+        });
+    }
+
+    pub(super) fn log_probabilities(
+        &self,
+        out: &mut Values<f32>,
+        h: &Values<bf16>,
+        head: &Matrix,
+        pass: &Pass,
+    ) {
+        let weight = self.dense(head);
+        let wanted = pass.wanted;
+        self.each_logits(h, weight, head, pass.chosen, |Logits { address, rows, stride }| {
+            let count = rows.len();
+            let sums = self.scratch.take(Kind::LogSums, 4 * count);
+            // SAFETY: scratch holds these rows. Idle wanted ones write nothing, so that `out` need not hold them.
+            unsafe {
+                self.launch("log_sum_exp", count, 512, args![sums, address, count, head.rows(), stride]);
+                let args = args![
+                    out.first(0),
+                    address,
+                    sums,
+                    wanted.address,
+                    wanted.count,
+                    rows.start,
+                    count,
+                    stride
+                ];
+                self.launch("pick", wanted.count.div_ceil(256), 256, args);
+            }
+        });
+    }
+
+    fn each_logits(
+        &self,
+        h: &Values<bf16>,
+        weight: u64,
+        head: &Matrix,
+        rows: usize,
+        mut body: impl FnMut(Logits),
+    ) {
+        let (vocabulary, width) = (head.rows(), head.cols());
+        let stride = vocabulary.next_multiple_of(8);
+        let most = (LOGIT_BYTES / (4 * stride) / 64 * 64).max(64);
+        let h = h.first(rows * width);
+        for first in (0..rows).step_by(most) {
+            let rows = first..rows.min(first + most);
+            let address = self.scratch.take(Kind::Logits, 4 * rows.len() * stride);
+            let place = Place { address, stride, wide: true, add: false };
+            let h = Operand::plain(h + 2 * (first * width) as u64, width);
+            // SAFETY: scratch holds the rows, `h` and the head are as long as their shapes.
+            unsafe {
+                let head = Operand::transposed(weight, width);
+                self.products.run(place, h, head, [rows.len(), vocabulary, width], 1.0);
+            }
+            body(Logits { address, rows, stride });
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! An NVIDIA GPU as a [`Backend`](crate::Backend): activations in bf16, sums in f32.
+//!
+//! Nothing of NVIDIA's is needed to build; the driver, NVRTC and cuBLASLt are loaded when a device is opened. Products
+//! are cuBLASLt's, all other ops are the kernels in `source`, compiled at first use and kept on disk. All work of a
+//! device goes to one stream, in order: an op may overwrite what the one before it reads.
+//!
+//! Sizes of a pass are rounded up to buckets (see [`pass::bucket`]). The rows in excess are idle: they compute
+//! harmless values, carry no loss and get no gradient.
+
+mod attention;
+mod backend;
+mod device;
+mod error;
+mod library;
+mod linear;
+mod loss;
+mod pass;
+mod plan;
+mod product;
+mod program;
+mod record;
+mod scratch;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use self::device::{Arg, Device, Function};
+use self::product::Products;
+use self::program::Program;
+use self::scratch::Scratch;
+
+pub use self::device::Values;
+pub use self::error::CudaError;
+pub use self::linear::{Adapter, Matrix};
+pub use self::pass::Pass;
+pub use self::record::Recording;
+
+/// The programs that every model needs, with their kernels.
+const PROGRAMS: [(&str, &str, &[&str]); 4] = [
+    (
+        "rows",
+        include_str!("source/rows.cu"),
+        &[
+            "embed",
+            "gather_wide",
+            "gather_narrow",
+            "norm_forward",
+            "norm_again",
+            "norm_backward",
+            "rotary",
+            "store_kv",
+            "round_wide",
+            "widen",
+            "gated",
+            "gated_backward",
+            "activation",
+            "activation_backward",
+            "add_bias_narrow",
+            "add_bias_wide",
+        ],
+    ),
+    ("parameters", include_str!("source/parameters.cu"), &["adamw", "square_sum", "refresh"]),
+    ("loss", include_str!("source/loss.cu"), &["cross_entropy", "log_sum_exp", "pick"]),
+    ("blocks", include_str!("source/blocks.cu"), &["expand"]),
+];
+
+/// An NVIDIA GPU.
+#[derive(Debug)]
+pub struct Cuda {
+    functions: HashMap<&'static str, Function>,
+    /// By head size.
+    attention: Mutex<HashMap<usize, Arc<Program>>>,
+    #[expect(dead_code, reason = "the functions are theirs")]
+    programs: Vec<Program>,
+    products: Products,
+    scratch: Scratch,
+    cache: Option<PathBuf>,
+    device: Arc<Device>,
+}
+
+impl Cuda {
+    /// Opens device `index` and compiles the kernels; `cache` is a folder that keeps them for later processes.
+    ///
+    /// # Errors
+    /// When driver, libraries or device are missing, too old or have no memory left.
+    pub fn open(index: usize, cache: Option<PathBuf>) -> Result<Self, CudaError> {
+        library::load()?;
+        let device = Device::open(index)?;
+        let compiled: Vec<Result<Program, CudaError>> = std::thread::scope(|scope| {
+            let load = |(name, source, kernels): (&'static str, &'static str, &'static [&'static str])| {
+                let (device, cache) = (&device, cache.as_deref());
+                scope.spawn(move || Program::load(device, cache, name, source, &[], kernels))
+            };
+            let threads = PROGRAMS.map(load);
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
+        });
+        let programs = compiled.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let functions = programs.iter().flat_map(Program::functions).collect();
+        let products = Products::new(&device)?;
+        let scratch = Scratch::new(&device);
+        Ok(Self { functions, attention: Mutex::default(), programs, products, scratch, cache, device })
+    }
+
+    /// Waits until all work is done: for clocks.
+    pub fn wait(&self) {
+        self.device.wait();
+    }
+
+    /// Starts a kernel of [`PROGRAMS`] without shared memory.
+    ///
+    /// # Safety
+    /// As [`Device::launch`].
+    unsafe fn launch<const N: usize>(&self, kernel: &str, grid: usize, block: usize, args: [Arg; N]) {
+        // SAFETY: by contract.
+        unsafe { self.device.launch(self.functions[kernel], grid, block, 0, args) }
+    }
+}
+
+/// The arguments of a kernel.
+macro_rules! args {
+    ($($value:expr),* $(,)?) => { [$($crate::cuda::device::Arg::from($value)),*] };
+}
+use args;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_gpu_opening_says_what_is_missing() {
+        match Cuda::open(1000, None) {
+            Ok(_) => panic!("nobody has a thousand GPUs"),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(!text.contains('\n') && text.len() > 20, "{text}");
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Ops recorded as CUDA graphs: starting a small op costs more than running it.
+
+use std::collections::HashMap;
+
+use cudarc::driver::{result, sys};
+
+use super::device::Device;
+use super::error::Doing;
+
+/// Rows from which the ops take longer than their starts, so that nothing is gained.
+const MOST_ROWS: usize = 2048;
+/// Recordings that are kept.
+const MOST_GRAPHS: usize = 256;
+
+/// The pass's sizes and addresses, and the version of the scratch.
+type Key = ([u64; 10], u64);
+
+/// What was recorded, by what it depends on.
+#[derive(Debug, Default)]
+pub struct Recording {
+    /// `None` for what was met once: it ran as it came, so that scratch is large enough and programs are loaded.
+    graphs: HashMap<Key, Option<Graph>>,
+}
+
+/// An executable graph.
+#[derive(Debug)]
+struct Graph(sys::CUgraphExec);
+
+// SAFETY: used by one thread at a time, as `Recording` is borrowed mutably.
+unsafe impl Send for Graph {}
+// SAFETY: as above.
+unsafe impl Sync for Graph {}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: made by `capture`; the driver lets a running graph end.
+        unsafe {
+            let _ = result::graph::exec_destroy(self.0);
+        }
+    }
+}
+
+impl Recording {
+    /// Runs `body`, or replays it.
+    pub(super) fn run(&mut self, device: &Device, key: Key, rows: usize, body: impl FnOnce()) {
+        if rows > MOST_ROWS {
+            return body();
+        }
+        if self.graphs.len() >= MOST_GRAPHS {
+            self.graphs.clear();
+        }
+        device.bind();
+        match self.graphs.get_mut(&key) {
+            None => {
+                self.graphs.insert(key, None);
+                body();
+            }
+            Some(graph) => {
+                let graph = graph.get_or_insert_with(|| capture(device, body));
+                // SAFETY: what the graph touches is what the key stands for, and lives as long as the recording.
+                unsafe { result::graph::launch(graph.0, device.stream) }.certain("replay recorded work");
+            }
+        }
+    }
+}
+
+fn capture(device: &Device, body: impl FnOnce()) -> Graph {
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    // SAFETY: the stream is this device's; nothing else uses it meanwhile.
+    unsafe {
+        result::stream::begin_capture(device.stream, mode).certain("begin to record");
+        body();
+        let graph = result::stream::end_capture(device.stream).certain("record");
+        let ready = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0))
+            .certain("prepare recorded work");
+        result::graph::destroy(graph).certain("drop a record");
+        Graph(ready)
+    }
+}
