@@ -127,6 +127,12 @@ __device__ __forceinline__ void copy_async(bf16* to, const bf16* from, bool ther
                  : "r"(shared_address(to)), "l"(__cvta_generic_to_global(from)), "r"(there ? 16 : 0)
                  : "memory");
 }
+__device__ __forceinline__ void copy_word_async(void* to, const void* from, bool there) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 :
+                 : "r"(shared_address(to)), "l"(__cvta_generic_to_global(from)), "r"(there ? 4 : 0)
+                 : "memory");
+}
 __device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int OPEN>
 __device__ __forceinline__ void copies_wait() {
@@ -411,36 +417,16 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
     }
 }
 
-// What the pass over keys needs of its query rows besides their values.
-struct RowFacts {
-    f32 shift[KEY_TILE], delta[KEY_TILE];
-    u32 place[KEY_TILE];
+// Which query rows a tile of the pass over keys holds; `NONE` behind the last one.
+struct RowNames {
+    u32 row[KEY_TILE], head[KEY_TILE];
 };
 
-// The query rows `first..` that look at an item's keys.
-__device__ __forceinline__ void load_rows(bf16* queries, bf16* d_outs, RowFacts& facts, const bf16* qkv, const bf16* d_out,
-                                          const f32* lse, const f32* delta, const u32* places, const u32* ranges, u32 heads,
-                                          u32 kv_heads, u32 kv_head, u32 first, u32 end) {
-    u32 group = heads / kv_heads, width = (heads + 2 * kv_heads) * D;
-    u32 rows = min((end - first + 15) / 16 * 16, KEY_TILE);
-    for (u32 i = threadIdx.x; i < rows * PIECES; i += KEY_THREADS) {
-        u32 v = first + i / PIECES, column = i % PIECES * 8, to = i / PIECES * STRIDE + column;
-        bool there = v < end;
-        u32 row = there ? find(ranges, v / group) : 0, head = kv_head * group + v % group;
-        copy_async(queries + to, qkv + u64(row) * width + head * D + column, there);
-        copy_async(d_outs + to, d_out + (u64(row) * heads + head) * D + column, there);
-    }
-    for (u32 i = threadIdx.x; i < rows; i += KEY_THREADS) {
-        u32 v = first + i;
-        bool there = v < end;
-        u32 row = there ? find(ranges, v / group) : 0;
-        u64 at = u64(row) * heads + kv_head * group + v % group;
-        // Rows that are not there have probability 0.
-        facts.shift[i] = there ? lse[at] * LOG2_E : INFINITE;
-        facts.delta[i] = there ? delta[at] : 0.0f;
-        facts.place[i] = there ? places[row] : 0;
-    }
-}
+// What it needs of them besides their values.
+struct RowFacts {
+    f32 lse[KEY_TILE], delta[KEY_TILE];
+    u32 place[KEY_TILE];
+};
 
 extern "C" __global__ void __launch_bounds__(KEY_THREADS)
     attention_backward_key(bf16* d_qkv, f32* parts, const bf16* d_out, const f32* lse, const f32* delta, const bf16* qkv,
@@ -449,6 +435,7 @@ extern "C" __global__ void __launch_bounds__(KEY_THREADS)
     KeyItem item = items[blockIdx.x / kv_heads];
     if (item.keys == 0) return;
     __shared__ RowFacts facts[2];
+    __shared__ RowNames names[2];
     Mask mask = {window, causal};
     u32 kv_head = blockIdx.x % kv_heads, group = heads / kv_heads, width = (heads + 2 * kv_heads) * D;
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -462,10 +449,35 @@ extern "C" __global__ void __launch_bounds__(KEY_THREADS)
     bool active = first_key < item.keys;
 
     u32 begin = (causal ? item.skip : 0) * group / 16 * 16, end = item.total * group;
-    auto load = [&](u32 stage, u32 first) {
-        bf16* to = tiles + stage * 2 * TILE;
-        load_rows(to, to + TILE, facts[stage], qkv, d_out, lse, delta, places, ranges, heads, kv_heads, kv_head, first, end);
+    // Rows are looked up one tile before they are loaded, and loaded one tile before they are used.
+    auto look_up = [&](u32 stage, u32 first) {
+        if (threadIdx.x >= KEY_TILE) return;
+        u32 at = first + threadIdx.x;
+        names[stage].row[threadIdx.x] = at < end ? find(ranges, at / group) : NONE;
+        names[stage].head[threadIdx.x] = kv_head * group + at % group;
     };
+    auto load = [&](u32 stage, u32 first) {
+        bf16 *queries = tiles + stage * 2 * TILE, *d_outs = queries + TILE;
+        u32 rows = min((end - first + 15) / 16 * 16, KEY_TILE);
+        for (u32 i = threadIdx.x; i < rows * PIECES; i += KEY_THREADS) {
+            u32 at = i / PIECES, column = i % PIECES * 8, to = at * STRIDE + column;
+            bool there = names[stage].row[at] != NONE;
+            u64 row = there ? names[stage].row[at] : 0, head = names[stage].head[at];
+            copy_async(queries + to, qkv + row * width + head * D + column, there);
+            copy_async(d_outs + to, d_out + (row * heads + head) * D + column, there);
+        }
+        // What is not there is zeros, which add nothing.
+        u32 at = threadIdx.x;
+        if (at >= rows) return;
+        bool there = names[stage].row[at] != NONE;
+        u64 row = there ? names[stage].row[at] : 0, value = row * heads + names[stage].head[at];
+        copy_word_async(&facts[stage].lse[at], lse + value, there);
+        copy_word_async(&facts[stage].delta[at], delta + value, there);
+        copy_word_async(&facts[stage].place[at], places + row, there);
+    };
+    look_up(0, begin);
+    if (begin + KEY_TILE < end) look_up(1, begin + KEY_TILE);
+    __syncthreads();
     if (begin < end) load(0, begin);
 
     Left k[STEPS], v[STEPS];
@@ -501,6 +513,7 @@ extern "C" __global__ void __launch_bounds__(KEY_THREADS)
         __syncthreads();
         const bf16* queries = tiles + stage * 2 * TILE;
         const RowFacts& fact = facts[stage];
+        if (next + KEY_TILE < end) look_up(stage, next + KEY_TILE);
         // Only rows among the keys themselves may stand before one of them.
         bool masked = causal && (window || first < (item.skip + item.keys) * group);
         for (u32 n = split; n < KEY_TILE / 16; n += splits) {
@@ -522,7 +535,7 @@ extern "C" __global__ void __launch_bounds__(KEY_THREADS)
 #pragma unroll
             for (u32 i = 0; i < 8; i++) {
                 u32 row = n * 16 + i / 4 * 8 + lane % 4 * 2 + i % 2, upper = i / 2 % 2;
-                f32 p = exp2_fast(fmaf(s[i / 4][i % 4], factor, -fact.shift[row]));
+                f32 p = exp2_fast(fmaf(s[i / 4][i % 4], factor, -LOG2_E * fact.lse[row]));
                 if (masked && !mask.sees(fact.place[row], place + 8 * upper)) p = 0.0f;
                 s[i / 4][i % 4] = p;
                 d_s[i / 4][i % 4] = p * (d_s[i / 4][i % 4] - fact.delta[row]);
