@@ -116,26 +116,27 @@ pub fn train<B: Backend>(
         shown: encoded.show(&tokenizer, 3)?,
     };
     let head_size = encoded.labels.len() * (config.hidden_size + 1);
-    let (trained, values, taken, steps, best_step, log_probs, device_bytes) = if let Some(trainable) = trainable {
-        let mut run = Training::new(model, trainable, lr, &encoded, recipe, observer)?;
-        if let Some(state) = state {
-            run.trainer.restore(&state.snapshot)?;
-            run.best = state.best;
-        }
-        let before = run.trainer.steps();
-        let (total_steps, trainable) = (run.total_steps, run.trainer.parameters());
-        run.observer.started(&Started { total_steps, steps_done: before, trainable, ..started });
-        let mut log = Log::open(&out.join(LOG), before)?;
-        run.train_to_the_end(&checkpoint, &mut log, Duration::from_secs_f32(plan.checkpoint_seconds))?;
-        let steps = run.trainer.steps();
-        let device_bytes = run.trainer.model().backend().peak_bytes();
-        let (trained, best_step, log_probs) = run.finish()?;
-        (Trained::Model(trained), trainable, steps - before, steps, best_step, log_probs, device_bytes)
-    } else {
-        observer.started(&Started { trainable: head_size, ..started });
-        let found = transfer(&model, &encoded, data.valid_file.is_some(), observer)?;
-        (Trained::Head(found.head), head_size, 0, 0, 0, found.log_probs, model.backend().peak_bytes())
-    };
+    let (trained, values, taken, steps, best_step, log_probs, device_bytes) =
+        if let Some(trainable) = trainable {
+            let mut run = Training::new(model, trainable, lr, &encoded, recipe, observer)?;
+            if let Some(state) = state {
+                run.trainer.restore(&state.snapshot)?;
+                run.best = state.best;
+            }
+            let before = run.trainer.steps();
+            let (total_steps, trainable) = (run.total_steps, run.trainer.parameters());
+            run.observer.started(&Started { total_steps, steps_done: before, trainable, ..started });
+            let mut log = Log::open(&out.join(LOG), before)?;
+            run.train_to_the_end(&checkpoint, &mut log, Duration::from_secs_f32(plan.checkpoint_seconds))?;
+            let steps = run.trainer.steps();
+            let device_bytes = run.trainer.model().backend().peak_bytes();
+            let (trained, best_step, log_probs) = run.finish()?;
+            (Trained::Model(trained), trainable, steps - before, steps, best_step, log_probs, device_bytes)
+        } else {
+            observer.started(&Started { trainable: head_size, ..started });
+            let found = transfer(&model, &encoded, data.valid_file.is_some(), observer)?;
+            (Trained::Head(found.head), head_size, 0, 0, 0, found.log_probs, model.backend().peak_bytes())
+        };
     let rows: Vec<usize> = (0..encoded.valid.len()).collect();
     let (accuracy, macro_f1) = judge(&log_probs, &rows, &encoded);
 

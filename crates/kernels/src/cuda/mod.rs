@@ -4,7 +4,7 @@
 //! are cuBLASLt's, all other ops are the kernels in `source`, compiled at first use and kept on disk. All work of a
 //! device goes to one stream, in order: an op may overwrite what the one before it reads.
 //!
-//! Sizes of a pass are rounded up to buckets (see [`pass::bucket`]). The rows in excess are idle: they compute
+//! Sizes of a pass are rounded up to buckets (see `pass::bucket`). The rows in excess are idle: they compute
 //! harmless values, carry no loss and get no gradient.
 
 mod attention;

@@ -12,7 +12,7 @@ use router::{Method, Observer, Plan, Query, StepReport, TrainData};
 use serde_json::json;
 
 use crate::Done;
-use crate::device::{DeviceArgs, Precision, on_device};
+use crate::device::{DeviceArgs, on_device};
 use crate::verbs::{FieldArgs, base_path, open_router, peak_memory, train::RecipeArgs};
 
 /// Flags of `bench`.
@@ -72,6 +72,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
     on_device!(args.device, measure, args)
 }
 
+/// What a training came to.
+struct Timed {
+    clock: Clock,
+    config: ModelConfig,
+    /// Most bytes of a device's own memory.
+    device_bytes: Option<usize>,
+}
+
 /// Remembers when each step ended.
 #[derive(Default)]
 struct Clock(Vec<(Instant, StepReport)>);
@@ -83,24 +91,27 @@ impl Observer for Clock {
 }
 
 impl Clock {
-    /// How long a step took after the warm-up, on average.
+    /// The steps after the warm-up, each with its seconds.
+    fn timed(&self) -> Vec<(f64, StepReport)> {
+        let later = self.0.windows(2).skip(WARM_UP as usize - 1);
+        later.map(|ends| ((ends[1].0 - ends[0].0).as_secs_f64(), ends[1].1)).collect()
+    }
+
+    /// How long a step took, in the median.
     fn seconds_per_step(&self) -> f64 {
-        let (seconds, timed) = self.timed();
-        seconds / timed.len() as f64
+        median(self.timed().into_iter().map(|(seconds, _)| seconds))
     }
 
-    /// So much of something a second after the warm-up; `of` says how much of it a step had.
+    /// So much of something a second, in the median step; `of` says how much of it a step had.
     fn per_second(&self, of: fn(&StepReport) -> usize) -> f64 {
-        let (seconds, timed) = self.timed();
-        timed.iter().map(|(_, step)| of(step)).sum::<usize>() as f64 / seconds
+        median(self.timed().into_iter().map(|(seconds, step)| of(&step) as f64 / seconds))
     }
+}
 
-    /// The steps after the warm-up and how long they took.
-    fn timed(&self) -> (f64, &[(Instant, StepReport)]) {
-        let (warm_up, timed) = self.0.split_at(self.0.len().min(WARM_UP as usize));
-        let ends = warm_up.last().zip(timed.last());
-        (ends.map_or(0.0, |(first, last)| (last.0 - first.0).as_secs_f64()), timed)
-    }
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
@@ -123,7 +134,8 @@ fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
 
 fn training_speed<B: Backend>(backend: B, args: &Args) -> anyhow::Result<serde_json::Value> {
     args.device.check_training()?;
-    let (clock, config) = match args.base.strip_prefix("random:") {
+    let peak = backend.peak_flops();
+    let timed = match args.base.strip_prefix("random:") {
         Some(shape) => {
             anyhow::ensure!(
                 args.data.is_none(),
@@ -134,11 +146,7 @@ fn training_speed<B: Backend>(backend: B, args: &Args) -> anyhow::Result<serde_j
         }
         None => timed_steps(backend, args.data()?, &args.fields, &args.base, &args.recipe, args.repeats)?,
     };
-    let peak = match args.device.precision {
-        Some(Precision::F32) => kernels::peak_flops::<f32>(),
-        _ => kernels::peak_flops::<kernels::bf16>(),
-    };
-    Ok(training(&clock, &config, peak))
+    Ok(training(&timed, peak))
 }
 
 /// Training examples a second, over this many steps.
@@ -150,8 +158,8 @@ pub(crate) fn examples_per_s<B: Backend>(
     recipe: &RecipeArgs,
     steps: u64,
 ) -> anyhow::Result<f64> {
-    let (clock, _) = timed_steps(backend, data, fields, base, recipe, steps)?;
-    Ok(clock.per_second(|step| step.examples))
+    let timed = timed_steps(backend, data, fields, base, recipe, steps)?;
+    Ok(timed.clock.per_second(|step| step.examples))
 }
 
 /// Trains so many steps after the warm-up.
@@ -162,7 +170,7 @@ fn timed_steps<B: Backend>(
     base: &str,
     recipe: &RecipeArgs,
     steps: u64,
-) -> anyhow::Result<(Clock, ModelConfig)> {
+) -> anyhow::Result<Timed> {
     let folder = tempfile::tempdir()?;
     let model = BaseModel::open(base_path(base)?)?;
     let config = model.config.clone();
@@ -183,11 +191,12 @@ fn timed_steps<B: Backend>(
         checkpoint_seconds: f32::from(u16::MAX),
     };
     let mut clock = Clock::default();
-    router::train(backend, model, &rows, &plan, &folder.path().join("run"), false, &mut clock)?;
-    Ok((clock, config))
+    let out = folder.path().join("run");
+    let outcome = router::train(backend, model, &rows, &plan, &out, false, &mut clock)?;
+    Ok(Timed { clock, config, device_bytes: outcome.device_bytes })
 }
 
-fn training(clock: &Clock, config: &ModelConfig, peak: f64) -> serde_json::Value {
+fn training(Timed { clock, config, device_bytes }: &Timed, peak: f64) -> serde_json::Value {
     let rows_per_s = clock.per_second(|step| step.rows);
     // Forward and input gradient of every frozen linear layer, two operations a weight each.
     let linear = config.parameters()
@@ -198,6 +207,7 @@ fn training(clock: &Clock, config: &ModelConfig, peak: f64) -> serde_json::Value
         "rows_per_s": rows_per_s,
         "seconds_per_step": clock.seconds_per_step(),
         "peak_share": 4.0 * linear as f64 * rows_per_s / peak,
+        "device_memory_bytes": device_bytes,
     })
 }
 

@@ -1,11 +1,11 @@
 //! Training steps on random weights of a published shape: no file, no tokenizer, no text.
 
 use engine::{Adapter, Example, Model, Sampler, Storage, Trainer, TrainerOptions};
-use formats::{BaseModel, ModelConfig};
+use formats::BaseModel;
 use kernels::Backend;
 use router::{Observer, Recipe};
 
-use super::{Clock, WARM_UP};
+use super::{Clock, Timed, WARM_UP};
 
 /// Tokens that all prompts of BANKING77 share in Llama 3.2's chat template.
 const PREFIX: usize = 46;
@@ -47,7 +47,7 @@ pub(super) fn timed_steps<B: Backend>(
     tokens: Option<usize>,
     recipe: &Recipe,
     steps: u64,
-) -> anyhow::Result<(Clock, ModelConfig)> {
+) -> anyhow::Result<Timed> {
     let base = BaseModel::random(shape)?;
     let config = base.config.clone();
     let total_steps = WARM_UP + steps;
@@ -58,7 +58,7 @@ pub(super) fn timed_steps<B: Backend>(
         lr: recipe.lr_for(&base),
         optimizer: recipe.optimizer.clone(),
         batch,
-        rows_per_pass: recipe.rows_per_pass,
+        rows_per_pass: recipe.rows_per_pass.unwrap_or(2 * backend.rows_at_once()),
         total_steps,
         seed: recipe.seed,
     };
@@ -69,7 +69,8 @@ pub(super) fn timed_steps<B: Backend>(
     for _ in 0..total_steps {
         clock.stepped(&trainer.step()?);
     }
-    Ok((clock, config))
+    let device_bytes = trainer.model().backend().peak_bytes();
+    Ok(Timed { clock, config, device_bytes })
 }
 
 #[cfg(test)]
