@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::device::Values;
 use super::pass::Pass;
-use super::plan::{KEY_TILE, Kernel, shared_bytes};
+use super::plan::{KEY_TILE, Kernel, SUM_SLICES, shared_bytes};
 use super::program::Program;
 use super::scratch::Kind;
 use super::{Cuda, args};
@@ -181,7 +181,7 @@ impl Cuda {
             let args = args![d_qkv, parts, pass.sums.address, heads, kv_heads];
             self.device.launch(
                 kernels.program.get("attention_sum"),
-                pass.sums.count * kv_heads * 8,
+                pass.sums.count * kv_heads * SUM_SLICES,
                 256,
                 0,
                 args,

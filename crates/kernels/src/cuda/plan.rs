@@ -11,6 +11,8 @@ use crate::{Segment, TreeLayout};
 pub(super) const QUERY_TILE: usize = 32;
 /// Keys of a key item, at most.
 pub(super) const KEY_TILE: usize = 64;
+/// Blocks of `attention_sum` for an item and key/value head.
+pub(super) const SUM_SLICES: usize = 32;
 /// Words of an item.
 pub(super) const ITEM_WORDS: usize = 8;
 /// An index that stands for nothing.
@@ -359,8 +361,13 @@ mod tests {
     #[test]
     fn the_device_knows_the_same_sizes() {
         let source = include_str!("source/attention.cu");
-        for (name, value) in [("QUERY_TILE", QUERY_TILE), ("KEY_TILE", KEY_TILE), ("ITEM_WORDS", ITEM_WORDS)]
-        {
+        let sum_keys = KEY_TILE / SUM_SLICES;
+        for (name, value) in [
+            ("QUERY_TILE", QUERY_TILE),
+            ("KEY_TILE", KEY_TILE),
+            ("ITEM_WORDS", ITEM_WORDS),
+            ("SUM_KEYS", sum_keys),
+        ] {
             assert!(source.contains(&format!("constexpr u32 {name} = {value};")), "{name}");
         }
     }

@@ -12,7 +12,7 @@ constexpr u32 QUERY_TILE = 32;
 constexpr u32 KEY_TILE = 64;
 constexpr u32 ITEM_WORDS = 8;
 // What a block of `attention_sum` adds up.
-constexpr u32 SUM_KEYS = 8;
+constexpr u32 SUM_KEYS = 2;
 
 constexpr f32 LOG2_E = 1.44269504f;
 constexpr f32 LN_2 = 0.69314718f;
@@ -41,21 +41,16 @@ __device__ __forceinline__ u32 find(const u32* ranges, u32 at) {
     return ranges[0] + at;
 }
 
-// Whether a row at `place` sees the key of place `key`.
+// Which keys a row at a place sees: from `first` on, up to `end`. A comparison is a single one, without branches.
 struct Mask {
     u32 window, causal;
-    __device__ __forceinline__ bool sees(u32 place, u32 key) const {
-        return !causal || (key <= place && (!window || key + window > place));
+    __device__ __forceinline__ u32 first(u32 place) const {
+        return causal && window && place + 1 > window ? place + 1 - window : 0;
     }
+    __device__ __forceinline__ u32 end(u32 place, u32 total) const { return causal ? min(place + 1, total) : total; }
+    // Under a causal mask a row sees a key that stands less than this before it; a key behind it wraps around.
+    __device__ __forceinline__ u32 reach() const { return window ? window : 0x80000000u; }
 };
-
-// Keys that some row of an item sees: those before `end`, from `begin` on.
-__device__ __forceinline__ u32 keys_end(u32 place, u32 tokens, u32 total, Mask mask) {
-    return mask.causal ? min(place + tokens, total) : total;
-}
-__device__ __forceinline__ u32 keys_begin(u32 place, Mask mask) {
-    return mask.causal && mask.window && place + 1 > mask.window ? place + 1 - mask.window : 0;
-}
 
 // Base 2, as the hardware has it; 0 for -infinity.
 __device__ __forceinline__ f32 exp2_fast(f32 x) {
@@ -76,7 +71,7 @@ extern "C" __global__ void attention_sum(bf16* d_qkv, const f32* parts, const Su
         if (key >= item.keys) continue;
         const f32* at = from + (value * KEY_TILE + key) * D + d;
         f32 sum = 0.0f;
-#pragma unroll 8
+#pragma unroll 16
         for (u32 part = 0; part < item.parts; part++) sum += at[part * step];
         d_qkv[u64(item.row + key) * stride + (heads + value * kv_heads + head) * D + d] = narrow(sum);
     }
@@ -188,8 +183,10 @@ struct QueryRows {
     bool active;
     // This lane's two rows.
     bool there[2];
-    u32 row[2], head[2], place[2];
-    // Keys that this warp looks at: all of its rows see those before `full_end`, none sees one from `end` on.
+    u32 row[2], head[2];
+    // The keys they see: `span` of them, from `least` on.
+    u32 least[2], span[2];
+    // Keys that this warp looks at; all of its rows see those before `full_end`.
     u32 begin, full_end, end;
 
     __device__ QueryRows(const QueryItem& item, u32 heads, u32 kv_heads, Mask mask, u32 block) {
@@ -201,14 +198,16 @@ struct QueryRows {
         for (u32 i = 0; i < 2; i++) {
             u32 v = first + lane / 4 + 8 * i, token = v / group;
             there[i] = v < count;
-            row[i] = item.row + token, head[i] = kv_head * group + v % group, place[i] = item.place + token;
+            row[i] = item.row + token, head[i] = kv_head * group + v % group;
+            least[i] = mask.first(item.place + token);
+            span[i] = mask.end(item.place + token, item.total) - least[i];
         }
-        u32 least = item.place + first / group, most = item.place + (min(first + 16, count) - 1) / group;
-        begin = keys_begin(least, mask);
-        end = mask.causal ? min(most + 1, item.total) : item.total;
-        full_end = mask.causal ? min(least + 1, item.total) : item.total;
-        if (mask.causal && mask.window) full_end = 0;
+        u32 upper = item.place + first / group, lower = item.place + (min(first + 16, count) - 1) / group;
+        begin = mask.first(upper), end = mask.end(lower, item.total);
+        full_end = mask.causal && mask.window ? 0 : mask.end(upper, item.total);
     }
+
+    __device__ __forceinline__ bool sees(u32 i, u32 key) const { return key - least[i] < span[i]; }
 };
 
 // Loads keys `first..` of an item, as many as fit a tile and are before `end`, up to a multiple of 16.
@@ -239,7 +238,8 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
     u32 lane = rows.lane, width = (heads + 2 * kv_heads) * D;
     k_column += rows.kv_head * D, v_column += rows.kv_head * D;
 
-    u32 end = keys_end(item.place, item.tokens, item.total, mask), begin = keys_begin(item.place, mask) / KEY_TILE * KEY_TILE;
+    u32 begin = mask.first(item.place) / KEY_TILE * KEY_TILE;
+    u32 end = mask.end(item.place + item.tokens - 1, item.total);
     if (begin < end) load_keys(tiles, tiles + TILE, kv, kv_stride, k_column, v_column, ranges, begin, end);
     copies_end();
 
@@ -279,7 +279,7 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
                     u32 key = first + n * 16 + i / 4 * 8 + lane % 4 * 2 + i % 2, upper = i / 2 % 2;
                     f32& value = s[n][i / 4][i % 4];
                     value *= factor;
-                    if (masked && (key >= rows.end || !mask.sees(rows.place[upper], key))) value = -INFINITE;
+                    if (masked) value = rows.sees(upper, key) ? value : -INFINITE;
                     most[upper] = fmaxf(most[upper], value);
                 }
 #pragma unroll
@@ -339,7 +339,8 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
     u32 lane = rows.lane, width = (heads + 2 * kv_heads) * D;
     u32 k_column = (heads + rows.kv_head) * D, v_column = k_column + kv_heads * D;
 
-    u32 end = keys_end(item.place, item.tokens, item.total, mask), begin = keys_begin(item.place, mask) / KEY_TILE * KEY_TILE;
+    u32 begin = mask.first(item.place) / KEY_TILE * KEY_TILE;
+    u32 end = mask.end(item.place + item.tokens - 1, item.total);
     if (begin < end) load_keys(tiles, tiles + TILE, qkv, width, k_column, v_column, ranges, begin, end);
     copies_end();
 
@@ -397,7 +398,7 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
                 for (u32 i = 0; i < 8; i++) {
                     u32 at = key + i / 4 * 8 + lane % 4 * 2 + i % 2, upper = i / 2 % 2;
                     f32 p = exp2_fast(fmaf(s[i / 4][i % 4], factor, -shift[upper]));
-                    if (masked && (at >= rows.end || !mask.sees(rows.place[upper], at))) p = 0.0f;
+                    if (masked) p = rows.sees(upper, at) ? p : 0.0f;
                     d_s[i / 4][i % 4] = p * (d_s[i / 4][i % 4] - deltas[upper]);
                 }
                 Left left;
@@ -536,7 +537,7 @@ extern "C" __global__ void __launch_bounds__(KEY_THREADS)
             for (u32 i = 0; i < 8; i++) {
                 u32 row = n * 16 + i / 4 * 8 + lane % 4 * 2 + i % 2, upper = i / 2 % 2;
                 f32 p = exp2_fast(fmaf(s[i / 4][i % 4], factor, -LOG2_E * fact.lse[row]));
-                if (masked && !mask.sees(fact.place[row], place + 8 * upper)) p = 0.0f;
+                if (masked) p = fact.place[row] - (place + 8 * upper) < mask.reach() ? p : 0.0f;
                 s[i / 4][i % 4] = p;
                 d_s[i / 4][i % 4] = p * (d_s[i / 4][i % 4] - fact.delta[row]);
             }
@@ -629,8 +630,8 @@ extern "C" __global__ void __launch_bounds__(32 * PLAIN_WARPS)
         u64 row = item.row + token;
         const bf16* q = qkv + row * (heads + 2 * kv_heads) * D + head * D;
         f32 peak = -INFINITE, total = 0.0f, sums[PER_LANE] = {};
-        u32 end = keys_end(place, 1, item.total, mask);
-        for (u32 first = keys_begin(place, mask); first < end; first += 32) {
+        u32 end = mask.end(place, item.total);
+        for (u32 first = mask.first(place); first < end; first += 32) {
             bool there = first + lane < end;
             const bf16* from = there ? kv + u64(find(ranges, first + lane)) * kv_stride : nullptr;
             f32 score = there ? scale * dot(q, from + k_column) : -INFINITE;
@@ -665,8 +666,8 @@ extern "C" __global__ void __launch_bounds__(32 * PLAIN_WARPS)
         for (u32 d = lane; d < D; d += 32) sum = fmaf(widen(d_out[at * D + d]), widen(out[at * D + d]), sum);
         sum = warp_fold(sum, Add());
         if (lane == 0) delta[at] = sum;
-        u32 end = keys_end(place, 1, item.total, mask);
-        for (u32 first = keys_begin(place, mask); first < end; first += 32) {
+        u32 end = mask.end(place, item.total);
+        for (u32 first = mask.first(place); first < end; first += 32) {
             bool there = first + lane < end;
             const bf16* key = there ? qkv + u64(find(ranges, first + lane)) * width + (heads + head / group) * D : nullptr;
             f32 d_score = 0.0f;
@@ -697,7 +698,7 @@ extern "C" __global__ void __launch_bounds__(32 * PLAIN_WARPS)
         for (u32 first = (causal ? item.skip : 0) * group; first < item.total * group; first += 32) {
             u32 at = first + lane, query_head = head * group + at % group;
             u64 row = at < item.total * group ? find(ranges, at / group) : 0;
-            bool seen = at < item.total * group && mask.sees(places[row], item.place + key);
+            bool seen = at < item.total * group && (!causal || places[row] - (item.place + key) < mask.reach());
             const bf16* q = seen ? qkv + row * width + query_head * D : nullptr;
             const bf16* d = seen ? d_out + (row * heads + query_head) * D : nullptr;
             f32 p = 0.0f, d_score = 0.0f;
