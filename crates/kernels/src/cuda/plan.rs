@@ -159,10 +159,12 @@ impl Plan {
                 let keys = (segment.len - from).min(KEY_TILE as u32);
                 let (row, place) = (segment.kv_row + from, starts[index] + from);
                 // Under a causal mask the rows before the keys do not count.
+                // Two would not be worth the sum of their parts.
                 let chunks = (total - from).div_ceil(chunk);
+                let chunks = if chunks > 2 { chunks } else { 1 };
                 for i in 0..chunks {
                     let begin = if i == 0 { 0 } else { from + i * chunk };
-                    let end = total.min(from + (i + 1) * chunk);
+                    let end = if i + 1 == chunks { total } else { from + (i + 1) * chunk };
                     let first = self.row_ranges.len() / 2;
                     push_slice(&mut self.row_ranges, first, &lookers[index], begin, end);
                     let ranges = (self.row_ranges.len() / 2 - first) as u32;
@@ -272,6 +274,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn query_items_see_what_the_tree_says(parts in parts(), causal in any::<bool>(), idle in 0usize..70) {
             let layout = tree(&parts);
