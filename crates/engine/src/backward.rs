@@ -29,7 +29,8 @@ pub(crate) struct Tape<B: Backend> {
     d_attention: B::Narrow,
     d_chosen_attention: B::Narrow,
     d_qkv: B::Narrow,
-    d_mid: B::Narrow,
+    /// Of each product, so that what reads one need not be over when the next is written.
+    d_mid: [B::Narrow; 4],
 }
 
 impl<B: Backend> Tape<B> {
@@ -56,7 +57,7 @@ impl<B: Backend> Tape<B> {
             d_attention: narrow(block.out.inputs),
             d_chosen_attention: narrow(block.out.inputs),
             d_qkv: narrow(block.qkv.outputs),
-            d_mid: narrow(mid.unwrap_or(0)),
+            d_mid: std::array::from_fn(|_| narrow(mid.unwrap_or(0))),
         }
     }
 
@@ -158,6 +159,7 @@ impl<B: Backend> Model<B> {
         let places = self.weights.as_ref().map(|weights| &weights.blocks[index]);
         let Tape { stream, saved, d_x, d_chosen_x, d_h, d_y, d_act, d_up, d_qkv, d_mid, .. } = tape;
         let (before, saved) = saved.split_at(index);
+        let [down_mid, up_mid, out_mid, qkv_mid] = d_mid;
         let (d_attention, d_chosen, saved) = (&mut tape.d_attention, &mut tape.d_chosen_attention, &saved[0]);
         // The last block of a decoder ran its feed-forward on the chosen rows only.
         let narrows = self.narrows(index);
@@ -172,7 +174,7 @@ impl<B: Backend> Model<B> {
             }
         }
         ops.round(d_y, if post { &*d_h } else { &*d_out }, rows * width);
-        ops.linear_backward(Output::Narrow(d_act), d_mid, d_y, &block.down, rows);
+        ops.linear_backward(Output::Narrow(d_act), down_mid, d_y, &block.down, rows);
         let feed_forward = block.down.inputs;
         match self.feed_forward() {
             FeedForward::Gated(gate) => {
@@ -183,13 +185,13 @@ impl<B: Backend> Model<B> {
             }
         }
         let x = Inputs { x: &stream.act, mid: &saved.down_mid };
-        self.linear_parameters(gradients, x, d_y, d_mid, &block.down, places.map(|p| p.down), rows);
-        ops.linear_backward(into(d_h, post), d_mid, d_up, &block.up, rows);
+        self.linear_parameters(gradients, x, d_y, down_mid, &block.down, places.map(|p| p.down), rows);
+        ops.linear_backward(into(d_h, post), up_mid, d_up, &block.up, rows);
         // What the product read: the norm before it.
         let (unit, norm) = if post { (&saved.unit1, &block.norm1) } else { (&saved.unit2, &block.norm2) };
         ops.norm_again(&mut stream.h, unit, norm, rows);
         let x = Inputs { x: &stream.h, mid: &saved.up_mid };
-        self.linear_parameters(gradients, x, d_up, d_mid, &block.up, places.map(|p| p.up), rows);
+        self.linear_parameters(gradients, x, d_up, up_mid, &block.up, places.map(|p| p.up), rows);
         if let Some(places) = places {
             let place = if post { places.norm1 } else { places.norm2 };
             self.norm_parameters(gradients, d_h, unit, place, rows);
@@ -204,22 +206,22 @@ impl<B: Backend> Model<B> {
         ops.round(d_y, d_out, rows * width);
         let place = places.map(|places| places.out);
         if narrows {
-            ops.linear_backward(Output::Narrow(d_chosen), d_mid, d_y, &block.out, rows);
+            ops.linear_backward(Output::Narrow(d_chosen), out_mid, d_y, &block.out, rows);
             let x = Inputs { x: &stream.chosen_attention, mid: &saved.out_mid };
-            self.linear_parameters(gradients, x, d_y, d_mid, &block.out, place, rows);
+            self.linear_parameters(gradients, x, d_y, out_mid, &block.out, place, rows);
             ops.spread_narrow(d_attention, d_chosen, pass, block.out.inputs);
             ops.spread(d_x, d_chosen_x, pass, width);
         } else {
-            ops.linear_backward(Output::Narrow(d_attention), d_mid, d_y, &block.out, rows);
+            ops.linear_backward(Output::Narrow(d_attention), out_mid, d_y, &block.out, rows);
             let x = Inputs { x: &saved.attention, mid: &saved.out_mid };
-            self.linear_parameters(gradients, x, d_y, d_mid, &block.out, place, rows);
+            self.linear_parameters(gradients, x, d_y, out_mid, &block.out, place, rows);
         }
         ops.attention_backward(d_qkv, d_attention, &saved.attention, &saved.lse, &saved.qkv, pass, shape);
         if let Some(table) = &self.rotary {
             ops.rotary(d_qkv, table, pass, shape, Direction::Backward);
         }
         let d_input = if post { &mut *d_x } else { &mut *d_h };
-        ops.linear_backward(into(d_input, post), d_mid, d_qkv, &block.qkv, all);
+        ops.linear_backward(into(d_input, post), qkv_mid, d_qkv, &block.qkv, all);
         let (unit, norm) = match before.last() {
             _ if !post => (&saved.unit1, &block.norm1),
             Some(below) => (&below.unit2, &self.blocks[index - 1].norm2),
@@ -227,7 +229,7 @@ impl<B: Backend> Model<B> {
         };
         ops.norm_again(&mut stream.h, unit, norm, all);
         let x = Inputs { x: &stream.h, mid: &saved.qkv_mid };
-        self.linear_parameters(gradients, x, d_qkv, d_mid, &block.qkv, places.map(|p| p.qkv), all);
+        self.linear_parameters(gradients, x, d_qkv, qkv_mid, &block.qkv, places.map(|p| p.qkv), all);
         if post {
             return;
         }

@@ -128,7 +128,9 @@ impl<B: Backend> Model<B> {
         let parameters = self.open_slots(adapter);
         // One layer after the other: LoRA's matrices are laid out for one at a time.
         for linear in self.blocks.iter_mut().flat_map(Block::linears_mut) {
-            refresh(&self.backend, linear, &parameters);
+            if !linear.slots.is_empty() {
+                self.backend.refresh(linear, &parameters);
+            }
             self.backend.merge(linear, encoding);
         }
         self.encode_head(encoding);
@@ -171,9 +173,9 @@ impl<B: Backend> Model<B> {
 
     /// Lays out new parameter values for the products.
     pub fn refresh(&mut self, parameters: &B::Wide) {
-        for linear in self.blocks.iter_mut().flat_map(Block::linears_mut) {
-            refresh(&self.backend, linear, parameters);
-        }
+        let linears = self.blocks.iter_mut().flat_map(Block::linears_mut);
+        let mut with_slots: Vec<_> = linears.filter(|linear| !linear.slots.is_empty()).collect();
+        self.backend.refresh_all(&mut with_slots, parameters);
         if let Some(weights) = self.weights.take() {
             self.repack(&weights, parameters);
             self.weights = Some(weights);
@@ -256,12 +258,6 @@ impl<B: Backend> Model<B> {
             (false, formats::Activation::GeluTanh) => FeedForward::Plain(Activation::GeluTanh),
             (false, _) => FeedForward::Plain(Activation::Gelu),
         }
-    }
-}
-
-fn refresh<B: Backend>(backend: &B, linear: &mut Linear<B>, parameters: &B::Wide) {
-    if !linear.slots.is_empty() {
-        backend.refresh(linear, parameters);
     }
 }
 

@@ -274,6 +274,11 @@ impl<B: Backend> Trainer<B> {
         Ok(())
     }
 
+    /// The model, when training is over.
+    pub fn into_model(self) -> Model<B> {
+        self.model
+    }
+
     /// The model's sizes.
     pub fn config(&self) -> &ModelConfig {
         self.model.config()
@@ -314,7 +319,7 @@ impl<B: Backend> Trainer<B> {
             smaller => {
                 drop(smaller);
                 // Some room to grow, so that a slightly longer batch does not allocate everything anew.
-                Tape::new(&self.model, self.model.backend.room(rows + rows / 8))
+                Tape::new(&self.model, self.model.backend.room(rows + rows / 32))
             }
         };
         let tape = self.tape.insert(tape);

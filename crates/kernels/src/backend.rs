@@ -131,7 +131,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
         norm: &Norm<Self>,
         rows: usize,
     );
-    /// `h = unit * weight + bias`: what [`Backend::norm`] wrote, once more.
+    /// `h = unit * weight + bias`: what [`Backend::norm`] wrote, once more, for the gradients of parameters.
     fn norm_again(&self, h: &mut Self::Narrow, unit: &Self::Narrow, norm: &Norm<Self>, rows: usize);
     /// Adds the input gradient to `d_x`. Shapes: `d_x`, `d_h` `(T, C)`.
     fn norm_backward(
@@ -146,6 +146,12 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
     /// Lays out the layer's LoRA matrices from the parameters `(all slots' A and B)` for this step's products.
     fn refresh(&self, linear: &mut Linear<Self>, parameters: &Self::Wide);
+    /// [`Backend::refresh`] for many layers, all with slots.
+    fn refresh_all(&self, linears: &mut [&mut Linear<Self>], parameters: &Self::Wide) {
+        for linear in linears {
+            self.refresh(linear, parameters);
+        }
+    }
     /// Puts `W + scale B A` in place of the frozen matrix, and takes the slots away: for routing. A device without
     /// products of integers keeps the compute type instead.
     fn merge(&self, linear: &mut Linear<Self>, encoding: Encoding);

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::device::Values;
+use super::device::{Lane, Values};
 use super::pass::Pass;
 use super::plan::{KEY_TILE, Kernel, SUM_SLICES, shared_bytes};
 use super::program::Program;
@@ -112,9 +112,17 @@ impl Cuda {
             shape.scale
         ];
         let function = kernels.program.get(kernels.name(Kernel::Forward));
+        self.side.settle(&[qkv.first(0), kv.first(0)], &[out.first(0), lse.first(0)]);
         // SAFETY: the buffers hold the pass's rows; its lists name rows of `kv` that the engine has made room for.
         unsafe {
-            self.device.launch(function, grid, block, kernels.shared(Kernel::Forward, shape.head_dim), args);
+            self.device.launch(
+                Lane::Main,
+                function,
+                grid,
+                block,
+                kernels.shared(Kernel::Forward, shape.head_dim),
+                args,
+            );
         }
     }
 
@@ -138,6 +146,7 @@ impl Cuda {
         let start = |kernel: Kernel| {
             (kernels.program.get(kernels.name(kernel)), kernels.shared(kernel, shape.head_dim))
         };
+        self.side.settle(&[d_out, out, lse, qkv], &[d_qkv, delta, parts]);
         // SAFETY: the buffers hold the pass's rows, and the lists name rows of the pass.
         unsafe {
             let (grid, block) = kernels.by_queries(pass, shape);
@@ -158,7 +167,7 @@ impl Cuda {
                 causal,
                 shape.scale
             ];
-            self.device.launch(function, grid, block, shared, args);
+            self.device.launch(Lane::Main, function, grid, block, shared, args);
             let (function, shared) = start(Kernel::BackwardKey);
             let lists = (pass.keys.address, pass.row_ranges.address, pass.places.address);
             let args = args![
@@ -177,9 +186,10 @@ impl Cuda {
                 causal,
                 shape.scale
             ];
-            self.device.launch(function, pass.keys.count * kv_heads, 128, shared, args);
+            self.device.launch(Lane::Main, function, pass.keys.count * kv_heads, 128, shared, args);
             let args = args![d_qkv, parts, pass.sums.address, heads, kv_heads];
             self.device.launch(
+                Lane::Main,
                 kernels.program.get("attention_sum"),
                 pass.sums.count * kv_heads * SUM_SLICES,
                 256,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use cudarc::driver::result;
 
-use super::device::Values;
+use super::device::{Lane, Values};
 use super::error::Doing;
 use super::linear::{Adapter, BLOCK_VALUES, Matrix};
 use super::pass::{Pass, Section, bucket};
@@ -20,10 +20,11 @@ type Wide = Values<f32>;
 type Narrow = Values<bf16>;
 
 /// Partial sums of squares.
-const SQUARES: usize = 256;
+const SQUARES: usize = 1024;
 
 impl Cuda {
     pub(super) fn copy_bytes(&self, to: u64, from: u64, bytes: usize) {
+        self.side.join();
         self.device.bind();
         // SAFETY: callers give addresses of at least so many bytes.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.device.stream) }.certain("copy");
@@ -43,16 +44,25 @@ impl Cuda {
     /// `to[t] = from[index[t]]`, zeros where there is no index.
     fn gather_rows(&self, kernel: &str, to: u64, from: u64, index: Section, width: usize) {
         // SAFETY: callers give buffers that hold the pass's rows.
-        unsafe { self.launch(kernel, index.count, 128, args![to, from, index.address, index.count, width]) }
+        unsafe {
+            let args = args![to, from, index.address, index.count, width];
+            self.launch_beside([&[from], &[to]], kernel, index.count, 128, args);
+        }
     }
 
-    /// A kernel over `len` values.
+    /// A kernel over `len` values, beside the side stream.
     ///
     /// # Safety
-    /// As [`super::device::Device::launch`].
-    unsafe fn each<const N: usize>(&self, kernel: &str, len: usize, args: [super::Arg; N]) {
+    /// As [`Cuda::launch_beside`].
+    unsafe fn each<const N: usize>(
+        &self,
+        touches: [&[u64]; 2],
+        kernel: &str,
+        len: usize,
+        args: [super::Arg; N],
+    ) {
         // SAFETY: by contract.
-        unsafe { self.launch(kernel, len.div_ceil(BLOCK_VALUES), 256, args) }
+        unsafe { self.launch_beside(touches, kernel, len.div_ceil(BLOCK_VALUES), 256, args) }
     }
 }
 
@@ -90,9 +100,11 @@ impl Backend for Cuda {
         buffer.len
     }
     fn upload(&self, buffer: &mut Wide, at: usize, values: &[f32]) {
+        self.side.join();
         buffer.memory.upload(4 * at, values);
     }
     fn download(&self, out: &mut [f32], buffer: &Wide, at: usize) {
+        self.side.join();
         buffer.memory.download(out, 4 * at);
     }
     fn pass(&self, spec: &PassSpec<'_>, reuse: Option<Pass>) -> Pass {
@@ -108,7 +120,7 @@ impl Backend for Cuda {
         pass.chosen
     }
     fn record(&self, recording: &mut Recording, pass: &Pass, body: impl FnOnce()) {
-        recording.run(&self.device, (pass.key(), self.scratch.version()), pass.rows, body);
+        recording.run((&self.device, &self.side), (pass.key(), self.scratch.version()), pass.rows, body);
     }
     fn copy(&self, to: &mut Narrow, from: &Narrow, len: usize) {
         if len > 0 {
@@ -117,14 +129,21 @@ impl Backend for Cuda {
     }
     fn round(&self, to: &mut Narrow, from: &Wide, len: usize) {
         // SAFETY: both hold `len` values.
-        unsafe { self.each("round_wide", len, args![to.first(len), from.first(len), len]) }
+        unsafe {
+            let (to, from) = (to.first(len), from.first(len));
+            self.each([&[from], &[to]], "round_wide", len, args![to, from, len]);
+        }
     }
     fn widen(&self, to: &mut Wide, from: &Narrow, len: usize) {
         // SAFETY: both hold `len` values.
-        unsafe { self.each("widen", len, args![to.first(len), from.first(len), len]) }
+        unsafe {
+            let (to, from) = (to.first(len), from.first(len));
+            self.each([&[from], &[to]], "widen", len, args![to, from, len]);
+        }
     }
     fn clear(&self, buffer: &mut Wide, len: usize) {
         if len > 0 {
+            self.side.join();
             self.device.bind();
             // SAFETY: the buffer holds `len` values.
             unsafe { result::memset_d8_async(buffer.first(len), 0, 4 * len, self.device.stream) }
@@ -187,12 +206,13 @@ impl Backend for Cuda {
     fn norm_again(&self, h: &mut Narrow, unit: &Narrow, norm: &Norm<Self>, rows: usize) {
         let len = rows * norm.width;
         let bias = norm.bias.as_ref().map_or(0, |bias| bias.first(norm.width));
-        // SAFETY: the lengths are checked.
-        unsafe {
-            let args =
-                args![h.first(len), unit.first(len), norm.weight.first(norm.width), bias, rows, norm.width];
-            self.launch("norm_again", rows, 256, args);
-        }
+        let (h, unit, weight) = (h.first(len), unit.first(len), norm.weight.first(norm.width));
+        // Only LoRA's gradients read it.
+        self.side.run(&[unit], &[h], || {
+            let args = args![h, unit, weight, bias, rows, norm.width];
+            // SAFETY: the lengths were checked.
+            unsafe { self.device.launch(Lane::Side, self.functions["norm_again"], rows, 256, 0, args) }
+        });
     }
     fn norm_backward(
         &self,
@@ -209,12 +229,15 @@ impl Backend for Cuda {
         // SAFETY: the lengths were checked.
         unsafe {
             let args = args![d_x, d_h, unit, rstd, weight, center, rows, norm.width];
-            self.launch("norm_backward", rows, 256, args);
+            self.launch_beside([&[d_h, unit, rstd], &[d_x]], "norm_backward", rows, 256, args);
         }
     }
 
     fn refresh(&self, linear: &mut Linear<Self>, parameters: &Wide) {
-        self.lay_out(linear, parameters);
+        self.lay_out(&mut [linear], parameters);
+    }
+    fn refresh_all(&self, linears: &mut [&mut Linear<Self>], parameters: &Wide) {
+        self.lay_out(linears, parameters);
     }
     fn merge(&self, linear: &mut Linear<Self>, _encoding: Encoding) {
         linear.matrix = self.merged(linear);
@@ -267,7 +290,7 @@ impl Backend for Cuda {
             let (qkv, table) = (qkv.first(rows * stride), table.first(0));
             let rotated = shape.heads + shape.kv_heads;
             let args = args![qkv, table, pass.positions.address, rotated, shape.head_dim, stride, rows, sign];
-            self.launch("rotary", rows, 128, args);
+            self.launch_beside([&[], &[qkv]], "rotary", rows, 128, args);
         }
     }
 
@@ -308,7 +331,10 @@ impl Backend for Cuda {
     fn gated(&self, act: &mut Narrow, gate_up: &Narrow, Gate::Silu: Gate, rows: usize, width: usize) {
         let len = rows * width;
         // SAFETY: the lengths are checked.
-        unsafe { self.each("gated", len, args![act.first(len), gate_up.first(2 * len), rows, width]) }
+        unsafe {
+            let (act, gate_up) = (act.first(len), gate_up.first(2 * len));
+            self.each([&[gate_up], &[act]], "gated", len, args![act, gate_up, rows, width]);
+        }
     }
     fn gated_backward(
         &self,
@@ -322,15 +348,20 @@ impl Backend for Cuda {
     ) {
         let len = rows * width;
         let (d_gate_up, gate_up) = (d_gate_up.first(2 * len), gate_up.first(2 * len));
-        let args = args![d_gate_up, act.first(len), d_act.first(len), gate_up, rows, width];
+        let (act, d_act) = (act.first(len), d_act.first(len));
+        let (touches, args) =
+            ([&[d_act, gate_up][..], &[d_gate_up, act]], args![d_gate_up, act, d_act, gate_up, rows, width]);
         // SAFETY: the lengths were checked.
-        unsafe { self.each("gated_backward", len, args) }
+        unsafe { self.each(touches, "gated_backward", len, args) }
     }
 
     fn activation(&self, act: &mut Narrow, up: &Narrow, activation: Activation, rows: usize, width: usize) {
         let len = rows * width;
         // SAFETY: the lengths are checked.
-        unsafe { self.each("activation", len, args![act.first(len), up.first(len), tanh(activation), len]) }
+        unsafe {
+            let (act, up) = (act.first(len), up.first(len));
+            self.each([&[up], &[act]], "activation", len, args![act, up, tanh(activation), len]);
+        }
     }
     fn activation_backward(
         &self,
@@ -343,10 +374,11 @@ impl Backend for Cuda {
         width: usize,
     ) {
         let len = rows * width;
-        let args =
-            args![d_up.first(len), act.first(len), d_act.first(len), up.first(len), tanh(activation), len];
+        let [d_up, act, d_act, up] = [&*d_up, &*act, d_act, up].map(|values| values.first(len));
+        let (touches, args) =
+            ([&[d_act, up][..], &[d_up, act]], args![d_up, act, d_act, up, tanh(activation), len]);
         // SAFETY: the lengths were checked.
-        unsafe { self.each("activation_backward", len, args) }
+        unsafe { self.each(touches, "activation_backward", len, args) }
     }
 
     fn cross_entropy(&self, losses: &mut Wide, d_h: &mut Wide, h: &Narrow, head: &Matrix, pass: &Pass) {

@@ -10,12 +10,22 @@ use cudarc::driver::{result, sys};
 use super::CudaError;
 use super::error::Doing;
 
-/// An open device. All work goes to one stream, in order.
+/// One of a device's two streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Each op after the one before it.
+    Main,
+    /// See [`super::side::Side`].
+    Side,
+}
+
+/// An open device.
 #[derive(Debug)]
 pub(super) struct Device {
     index: sys::CUdevice,
     context: sys::CUcontext,
     pub(super) stream: sys::CUstream,
+    side: sys::CUstream,
     pub(super) name: String,
     /// Major, minor.
     pub(super) capability: (i32, i32),
@@ -64,9 +74,17 @@ impl Device {
         // SAFETY: the context was just made.
         unsafe { result::ctx::set_current(context) }.doing("use the context")?;
         let stream =
-            result::stream::create(result::stream::StreamKind::NonBlocking).doing("make a stream")?;
+            || result::stream::create(result::stream::StreamKind::NonBlocking).doing("make a stream");
+        let (stream, side) = (stream()?, stream()?);
         let (held, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Ok(Arc::new(Self { index: device, context, stream, name, capability, held, most }))
+        Ok(Arc::new(Self { index: device, context, stream, side, name, capability, held, most }))
+    }
+
+    pub(super) fn stream(&self, lane: Lane) -> sys::CUstream {
+        match lane {
+            Lane::Main => self.stream,
+            Lane::Side => self.side,
+        }
     }
 
     /// Makes the device that of the calling thread.
@@ -101,6 +119,7 @@ impl Drop for Device {
         unsafe {
             let _ = result::ctx::set_current(self.context);
             let _ = result::stream::destroy(self.stream);
+            let _ = result::stream::destroy(self.side);
             let _ = result::primary_ctx::release(self.index);
         }
     }
@@ -256,6 +275,7 @@ impl Device {
     /// The arguments are those of the kernel, and what they point to is as long as it wants.
     pub(super) unsafe fn launch<const N: usize>(
         &self,
+        lane: Lane,
         function: Function,
         grid: usize,
         block: usize,
@@ -271,7 +291,9 @@ impl Device {
             std::array::from_fn(|i| (&raw const args[i].0).cast_mut().cast());
         let (grid, block) = ((grid as u32, 1, 1), (block as u32, 1, 1));
         // SAFETY: by contract; the driver copies the arguments before it returns.
-        unsafe { result::launch_kernel(function.0, grid, block, shared as u32, self.stream, &mut pointers) }
-            .certain("start a kernel");
+        unsafe {
+            result::launch_kernel(function.0, grid, block, shared as u32, self.stream(lane), &mut pointers)
+        }
+        .certain("start a kernel");
     }
 }

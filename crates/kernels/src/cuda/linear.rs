@@ -1,8 +1,9 @@
 //! Frozen matrices, LoRA, and products with both.
 
+use std::sync::PoisonError;
 use std::time::Instant;
 
-use super::device::{Memory, Values};
+use super::device::{Lane, Memory, Values};
 use super::product::{Operand, Place};
 use super::scratch::Kind;
 use super::{Cuda, args};
@@ -122,7 +123,7 @@ impl Cuda {
             for _ in 0..times {
                 let other = Operand { transposed: true, ..operand };
                 // SAFETY: all three are of this size.
-                unsafe { self.products.run(place, operand, other, [SIZE; 3], 1.0) }
+                unsafe { self.products.run(Lane::Main, place, operand, other, [SIZE; 3], 1.0) }
             }
             self.wait();
             begun.elapsed().as_secs_f64()
@@ -136,7 +137,10 @@ impl Cuda {
         let len = matrix.rows * matrix.cols;
         let (raw, format) = matrix.stored();
         // SAFETY: `to` holds the matrix's values, `raw` its blocks.
-        unsafe { self.launch("expand", len.div_ceil(BLOCK_VALUES), 256, args![to, raw, format, len as u64]) }
+        unsafe {
+            let args = args![to, raw, format, len as u64];
+            self.launch_beside([&[raw], &[to]], "expand", len.div_ceil(BLOCK_VALUES), 256, args);
+        }
     }
 
     /// A matrix as a product wants it: bf16, in scratch where it is not stored so.
@@ -161,42 +165,53 @@ impl Cuda {
         Matrix { memory, format: None, rows, cols }
     }
 
-    pub(super) fn lay_out(&self, linear: &mut Linear<Self>, parameters: &Values<f32>) {
-        let (width, inputs, outputs) = (linear.mid_width(), linear.inputs, linear.outputs);
-        let adapter = match linear.adapter.take() {
-            Some(adapter) if adapter.laid_out == linear.slots => adapter,
-            _ => {
-                let words = |slot: &Slot| {
-                    [slot.rows.start, slot.rows.len(), slot.rank, slot.a, slot.b].map(|n| n as u32)
-                };
-                let words: Vec<u32> = linear.slots.iter().flat_map(words).collect();
-                let mut slots = Memory::new(&self.device, 4 * words.len());
-                slots.upload(0, &words);
-                let [a, b] = [inputs, outputs].map(|len| Values::new(&self.device, len * width));
-                Adapter { a, b, slots, laid_out: linear.slots.clone() }
+    /// Lays out the adapters of all these layers at once.
+    pub(super) fn lay_out(&self, linears: &mut [&mut Linear<Self>], parameters: &Values<f32>) {
+        let (mut layers, mut blocks, mut end) = (Vec::new(), 0, 0);
+        for linear in linears.iter_mut() {
+            let (width, inputs, outputs) = (linear.mid_width(), linear.inputs, linear.outputs);
+            let adapter = match linear.adapter.take() {
+                Some(adapter) if adapter.laid_out == linear.slots => adapter,
+                _ => self.adapter(&linear.slots, inputs, outputs),
+            };
+            let words = |low: usize, high: usize| low as u64 | (high as u64) << 32;
+            layers.extend([
+                adapter.a.first(width * inputs),
+                adapter.b.first(width * outputs),
+                adapter.slots.address,
+                words(linear.slots.len(), inputs),
+                words(outputs, width),
+                blocks as u64,
+            ]);
+            blocks += (width * (inputs + outputs)).div_ceil(1024);
+            let ends = linear.slots.iter().map(|s| (s.a + s.rank * inputs).max(s.b + s.rank * s.rows.len()));
+            end = end.max(ends.max().unwrap_or(0));
+            linear.adapter = Some(adapter);
+        }
+        let mut known = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = match &mut *known {
+            Some(known) if known.0 == layers => known,
+            known => {
+                let mut memory = Memory::new(&self.device, 8 * layers.len());
+                memory.upload(0, &layers);
+                known.insert((layers, memory))
             }
         };
-        let end = linear.slots.iter().map(|s| (s.a + s.rank * inputs).max(s.b + s.rank * s.rows.len())).max();
-        let grid = (width * (inputs + outputs)).div_ceil(1024);
+        let args = args![known.1.address, linears.len(), parameters.first(end)];
         // SAFETY: A and B were made for these slots, and the parameters reach to the end of the last.
-        unsafe {
-            self.launch(
-                "refresh",
-                grid,
-                256,
-                args![
-                    adapter.a.first(width * inputs),
-                    adapter.b.first(width * outputs),
-                    parameters.first(end.unwrap_or(0)),
-                    adapter.slots.address,
-                    linear.slots.len(),
-                    inputs,
-                    outputs,
-                    width
-                ],
-            );
-        }
-        linear.adapter = Some(adapter);
+        unsafe { self.launch("refresh", blocks, 256, args) }
+    }
+
+    /// Room for the matrices of these slots.
+    fn adapter(&self, slots: &[Slot], inputs: usize, outputs: usize) -> Adapter {
+        let width: usize = slots.iter().map(|slot| slot.rank).sum();
+        let words =
+            |slot: &Slot| [slot.rows.start, slot.rows.len(), slot.rank, slot.a, slot.b].map(|n| n as u32);
+        let words: Vec<u32> = slots.iter().flat_map(words).collect();
+        let mut memory = Memory::new(&self.device, 4 * words.len());
+        memory.upload(0, &words);
+        let [a, b] = [inputs, outputs].map(|len| Values::new(&self.device, len * width));
+        Adapter { a, b, slots: memory, laid_out: slots.to_vec() }
     }
 
     fn lora(linear: &Linear<Self>) -> Option<Lora<'_>> {
@@ -218,7 +233,7 @@ impl Cuda {
             let b = Operand::plain(adapter.b.first(outputs * width), width);
             let a = Operand::plain(adapter.a.first(width * inputs), inputs);
             // SAFETY: the shapes are those of the layer.
-            unsafe { self.products.run(place, b, a, [outputs, inputs, width], scale) }
+            unsafe { self.products.run(Lane::Main, place, b, a, [outputs, inputs, width], scale) }
         }
         merged
     }
@@ -242,6 +257,7 @@ impl Cuda {
     ) {
         let (inputs, outputs) = (linear.inputs, linear.outputs);
         let mut place = Self::place(y, rows, outputs);
+        self.side.settle(&[x.first(0)], &[place.address, mid.first(0)]);
         let x = Operand::plain(x.first(rows * inputs), inputs);
         let weight = Operand::transposed(self.dense(&linear.matrix), inputs);
         // LoRA's part first: it is the smaller one, so that its rounding is.
@@ -252,13 +268,20 @@ impl Cuda {
             let b = Operand::transposed(adapter.b.first(outputs * width), width);
             // SAFETY: the shapes are those of the layer, the buffers long enough.
             unsafe {
-                self.products.run(to, x, a, [rows, width, inputs], scale);
-                self.products.run(place, Operand::plain(mid, width), b, [rows, outputs, width], 1.0);
+                self.products.run(Lane::Main, to, x, a, [rows, width, inputs], scale);
+                self.products.run(
+                    Lane::Main,
+                    place,
+                    Operand::plain(mid, width),
+                    b,
+                    [rows, outputs, width],
+                    1.0,
+                );
             }
             place.add = true;
         }
         // SAFETY: as above.
-        unsafe { self.products.run(place, x, weight, [rows, outputs, inputs], 1.0) }
+        unsafe { self.products.run(Lane::Main, place, x, weight, [rows, outputs, inputs], 1.0) }
         if let Some(bias) = &linear.bias {
             let kernel = if place.wide { "add_bias_wide" } else { "add_bias_narrow" };
             let grid = (rows * outputs).div_ceil(BLOCK_VALUES);
@@ -279,6 +302,7 @@ impl Cuda {
     ) {
         let (inputs, outputs) = (linear.inputs, linear.outputs);
         let mut place = Self::place(d_x, rows, inputs);
+        self.side.settle(&[d_y.first(0)], &[place.address, d_mid.first(0)]);
         let d_y = Operand::plain(d_y.first(rows * outputs), outputs);
         let weight = Operand::plain(self.dense(&linear.matrix), inputs);
         if let Some(Lora { adapter, width, scale }) = Self::lora(linear) {
@@ -288,13 +312,20 @@ impl Cuda {
             let a = Operand::plain(adapter.a.first(width * inputs), inputs);
             // SAFETY: the shapes are those of the layer, the buffers long enough.
             unsafe {
-                self.products.run(to, d_y, b, [rows, width, outputs], scale);
-                self.products.run(place, Operand::plain(d_mid, width), a, [rows, inputs, width], 1.0);
+                self.products.run(Lane::Main, to, d_y, b, [rows, width, outputs], scale);
+                self.products.run(
+                    Lane::Main,
+                    place,
+                    Operand::plain(d_mid, width),
+                    a,
+                    [rows, inputs, width],
+                    1.0,
+                );
             }
             place.add = true;
         }
         // SAFETY: as above.
-        unsafe { self.products.run(place, d_y, weight, [rows, inputs, outputs], 1.0) }
+        unsafe { self.products.run(Lane::Main, place, d_y, weight, [rows, inputs, outputs], 1.0) }
     }
 
     pub(super) fn adapter_gradients(
@@ -308,30 +339,33 @@ impl Cuda {
         if rows == 0 || width == 0 {
             return;
         }
-        let column =
-            |values: &Values<bf16>, stride: usize, at: usize| values.first(rows * stride) + 2 * at as u64;
-        let mut first = 0;
-        // A matrices that lie in a row are one.
-        for run in linear.slots.chunk_by(|one, next| next.a == one.a + one.rank * inputs) {
-            let rank: usize = run.iter().map(|slot| slot.rank).sum();
-            let address = gradients.at(run[0].a, rank * inputs);
-            let place = Place { address, stride: inputs, wide: true, add: true };
-            let d_mid = Operand::transposed(column(d_mid, width, first), width);
-            let x = Operand::plain(x.first(rows * inputs), inputs);
-            // SAFETY: the shapes are those of the layer, the buffers long enough.
-            unsafe { self.products.run(place, d_mid, x, [rank, inputs, rows], 1.0) }
-            first += rank;
-        }
-        let mut first = 0;
-        for slot in &linear.slots {
-            let (begin, count) = (slot.rows.start, slot.rows.len());
-            let address = gradients.at(slot.b, count * slot.rank);
-            let place = Place { address, stride: slot.rank, wide: true, add: true };
-            let d_y = Operand::transposed(column(d_y, outputs, begin), outputs);
-            let mid = Operand::plain(column(mid, width, first), width);
-            // SAFETY: as above.
-            unsafe { self.products.run(place, d_y, mid, [count, slot.rank, rows], 1.0) }
-            first += slot.rank;
-        }
+        let reads = [x, mid, d_y, d_mid].map(|values| values.first(0));
+        self.side.run(&reads, &[gradients.first(0)], || {
+            let column =
+                |values: &Values<bf16>, stride: usize, at: usize| values.first(rows * stride) + 2 * at as u64;
+            let mut first = 0;
+            // A matrices that lie in a row are one.
+            for run in linear.slots.chunk_by(|one, next| next.a == one.a + one.rank * inputs) {
+                let rank: usize = run.iter().map(|slot| slot.rank).sum();
+                let address = gradients.at(run[0].a, rank * inputs);
+                let place = Place { address, stride: inputs, wide: true, add: true };
+                let d_mid = Operand::transposed(column(d_mid, width, first), width);
+                let x = Operand::plain(x.first(rows * inputs), inputs);
+                // SAFETY: the shapes are those of the layer, the buffers long enough.
+                unsafe { self.products.run(Lane::Side, place, d_mid, x, [rank, inputs, rows], 1.0) }
+                first += rank;
+            }
+            let mut first = 0;
+            for slot in &linear.slots {
+                let (begin, count) = (slot.rows.start, slot.rows.len());
+                let address = gradients.at(slot.b, count * slot.rank);
+                let place = Place { address, stride: slot.rank, wide: true, add: true };
+                let d_y = Operand::transposed(column(d_y, outputs, begin), outputs);
+                let mid = Operand::plain(column(mid, width, first), width);
+                // SAFETY: as above.
+                unsafe { self.products.run(Lane::Side, place, d_y, mid, [count, slot.rank, rows], 1.0) }
+                first += slot.rank;
+            }
+        });
     }
 }

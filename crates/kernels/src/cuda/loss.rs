@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::device::Values;
+use super::device::{Lane, Values};
 use super::linear::Matrix;
 use super::pass::Pass;
 use super::product::{Operand, Place};
@@ -11,7 +11,7 @@ use super::{Cuda, args};
 use crate::bf16;
 
 /// Bytes of f32 logits that are kept at a time, at most.
-const LOGIT_BYTES: usize = 256 << 20;
+const LOGIT_BYTES: usize = 128 << 20;
 
 /// Some rows of `h` times the head, in scratch.
 struct Logits {
@@ -56,7 +56,7 @@ impl Cuda {
                 let address = d_h + 4 * first * width as u64;
                 let place = Place { address, stride: width, wide: true, add: false };
                 let (d_z, weight) = (Operand::plain(d_z, stride), Operand::plain(weight, width));
-                self.products.run(place, d_z, weight, [count, width, vocabulary], 1.0);
+                self.products.run(Lane::Main, place, d_z, weight, [count, width, vocabulary], 1.0);
             }
         });
     }
@@ -103,6 +103,7 @@ impl Cuda {
         let stride = vocabulary.next_multiple_of(8);
         let most = (LOGIT_BYTES / (4 * stride) / 64 * 64).max(64);
         let h = h.first(rows * width);
+        self.side.join();
         for first in (0..rows).step_by(most) {
             let rows = first..rows.min(first + most);
             let address = self.scratch.take(Kind::Logits, 4 * rows.len() * stride);
@@ -111,7 +112,7 @@ impl Cuda {
             // SAFETY: scratch holds the rows, `h` and the head are as long as their shapes.
             unsafe {
                 let head = Operand::transposed(weight, width);
-                self.products.run(place, h, head, [rows.len(), vocabulary, width], 1.0);
+                self.products.run(Lane::Main, place, h, head, [rows.len(), vocabulary, width], 1.0);
             }
             body(Logits { address, rows, stride });
         }

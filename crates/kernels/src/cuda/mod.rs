@@ -1,8 +1,9 @@
 //! An NVIDIA GPU as a [`Backend`](crate::Backend): activations in bf16, sums in f32.
 //!
 //! Nothing of NVIDIA's is needed to build; the driver, NVRTC and cuBLASLt are loaded when a device is opened. Products
-//! are cuBLASLt's, all other ops are the kernels in `source`, compiled at first use and kept on disk. All work of a
-//! device goes to one stream, in order: an op may overwrite what the one before it reads.
+//! are cuBLASLt's, all other ops are the kernels in `source`, compiled at first use and kept on disk. The work of a
+//! device goes to one stream, in order: an op may overwrite what the one before it reads. Beside it runs what only
+//! gradients need (see [`side`]).
 //!
 //! Sizes of a pass are rounded up to buckets (see `pass::bucket`). The rows in excess are idle: they compute
 //! harmless values, carry no loss and get no gradient.
@@ -20,15 +21,17 @@ mod product;
 mod program;
 mod record;
 mod scratch;
+mod side;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use self::device::{Arg, Device, Function};
+use self::device::{Arg, Device, Function, Lane, Memory};
 use self::product::Products;
 use self::program::Program;
 use self::scratch::Scratch;
+use self::side::Side;
 
 pub use self::device::Values;
 pub use self::error::CudaError;
@@ -75,6 +78,9 @@ pub struct Cuda {
     programs: Vec<Program>,
     products: Products,
     scratch: Scratch,
+    side: Side,
+    /// What the last call of `refresh` laid out, on the host and on the device.
+    layers: Mutex<Option<(Vec<u64>, Memory)>>,
     cache: Option<PathBuf>,
     device: Arc<Device>,
 }
@@ -101,22 +107,51 @@ impl Cuda {
         let programs = compiled.into_iter().collect::<Result<Vec<_>, _>>()?;
         let functions = programs.iter().flat_map(Program::functions).collect();
         let products = Products::new(&device)?;
-        let scratch = Scratch::new(&device);
-        Ok(Self { functions, attention: Mutex::default(), programs, products, scratch, cache, device })
+        let (scratch, side, layers) = (Scratch::new(&device), Side::new(&device), Mutex::default());
+        Ok(Self {
+            functions,
+            attention: Mutex::default(),
+            programs,
+            products,
+            scratch,
+            side,
+            layers,
+            cache,
+            device,
+        })
     }
 
     /// Waits until all work is done: for clocks.
     pub fn wait(&self) {
+        self.side.join();
         self.device.wait();
     }
 
-    /// Starts a kernel of [`PROGRAMS`] without shared memory.
+    /// Starts a kernel of [`PROGRAMS`] without shared memory, after everything before it.
     ///
     /// # Safety
     /// As [`Device::launch`].
     unsafe fn launch<const N: usize>(&self, kernel: &str, grid: usize, block: usize, args: [Arg; N]) {
+        self.side.join();
         // SAFETY: by contract.
-        unsafe { self.device.launch(self.functions[kernel], grid, block, 0, args) }
+        unsafe { self.device.launch(Lane::Main, self.functions[kernel], grid, block, 0, args) }
+    }
+
+    /// The same beside what runs on the side stream and does not touch what the kernel `reads` and `writes`.
+    ///
+    /// # Safety
+    /// As [`Device::launch`].
+    unsafe fn launch_beside<const N: usize>(
+        &self,
+        [reads, writes]: [&[u64]; 2],
+        kernel: &str,
+        grid: usize,
+        block: usize,
+        args: [Arg; N],
+    ) {
+        self.side.settle(reads, writes);
+        // SAFETY: by contract.
+        unsafe { self.device.launch(Lane::Main, self.functions[kernel], grid, block, 0, args) }
     }
 }
 

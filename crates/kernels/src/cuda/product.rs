@@ -9,7 +9,7 @@ use cudarc::cublaslt::result::{self as lt, CublasError};
 use cudarc::cublaslt::sys;
 
 use super::CudaError;
-use super::device::{Device, Memory};
+use super::device::{Device, Lane, Memory};
 
 /// What cuBLASLt recommends for Hopper.
 const WORKSPACE: usize = 32 << 20;
@@ -67,7 +67,8 @@ struct Recipe {
 pub(super) struct Products {
     device: Arc<Device>,
     handle: sys::cublasLtHandle_t,
-    workspace: Memory,
+    /// One for each stream.
+    workspaces: [Memory; 2],
     recipes: Mutex<HashMap<Shape, Recipe>>,
 }
 
@@ -78,17 +79,25 @@ unsafe impl Sync for Products {}
 
 impl Products {
     pub(super) fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
-        let workspace = Memory::try_new(device, WORKSPACE)?;
+        let workspaces = [Memory::try_new(device, WORKSPACE)?, Memory::try_new(device, WORKSPACE)?];
         let handle = lt::create_handle()
             .map_err(|error| CudaError::Driver { doing: "start cuBLASLt", reason: error.to_string() })?;
-        Ok(Self { device: device.clone(), handle, workspace, recipes: Mutex::default() })
+        Ok(Self { device: device.clone(), handle, workspaces, recipes: Mutex::default() })
     }
 
     /// `d = alpha * a b`, or `d += alpha * a b`. Shapes: `d` `(m, n)`, `a` `(m, k)`, `b` `(k, n)`.
     ///
     /// # Safety
     /// The operands are as large as the shapes and strides say, and are not written meanwhile.
-    pub(super) unsafe fn run(&self, d: Place, a: Operand, b: Operand, [m, n, k]: [usize; 3], alpha: f32) {
+    pub(super) unsafe fn run(
+        &self,
+        lane: Lane,
+        d: Place,
+        a: Operand,
+        b: Operand,
+        [m, n, k]: [usize; 3],
+        alpha: f32,
+    ) {
         if m == 0 || n == 0 {
             return;
         }
@@ -125,9 +134,9 @@ impl Products {
                 pointer(d.address),
                 out,
                 &raw const recipe.algorithm,
-                pointer(self.workspace.address),
+                pointer(self.workspaces[lane as usize].address),
                 WORKSPACE,
-                self.device.stream.cast(),
+                self.device.stream(lane).cast(),
             )
         }
         .unwrap_or_else(|error| panic!("cuBLASLt could not compute {shape:?}: {error}"));

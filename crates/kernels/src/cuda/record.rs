@@ -6,6 +6,7 @@ use cudarc::driver::{result, sys};
 
 use super::device::Device;
 use super::error::Doing;
+use super::side::Side;
 
 /// Rows from which the ops take longer than their starts, so that nothing is gained.
 const MOST_ROWS: usize = 2048;
@@ -42,7 +43,13 @@ impl Drop for Graph {
 
 impl Recording {
     /// Runs `body`, or replays it.
-    pub(super) fn run(&mut self, device: &Device, key: Key, rows: usize, body: impl FnOnce()) {
+    pub(super) fn run(
+        &mut self,
+        (device, side): (&Device, &Side),
+        key: Key,
+        rows: usize,
+        body: impl FnOnce(),
+    ) {
         if rows > MOST_ROWS {
             return body();
         }
@@ -50,13 +57,15 @@ impl Recording {
             self.graphs.clear();
         }
         device.bind();
+        // A record begins and ends on the main stream alone.
+        side.join();
         match self.graphs.get_mut(&key) {
             None => {
                 self.graphs.insert(key, None);
                 body();
             }
             Some(graph) => {
-                let graph = graph.get_or_insert_with(|| capture(device, body));
+                let graph = graph.get_or_insert_with(|| capture(device, side, body));
                 // SAFETY: what the graph touches is what the key stands for, and lives as long as the recording.
                 unsafe { result::graph::launch(graph.0, device.stream) }.certain("replay recorded work");
             }
@@ -64,12 +73,13 @@ impl Recording {
     }
 }
 
-fn capture(device: &Device, body: impl FnOnce()) -> Graph {
+fn capture(device: &Device, side: &Side, body: impl FnOnce()) -> Graph {
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     // SAFETY: the stream is this device's; nothing else uses it meanwhile.
     unsafe {
         result::stream::begin_capture(device.stream, mode).certain("begin to record");
         body();
+        side.join();
         let graph = result::stream::end_capture(device.stream).certain("record");
         let ready = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0))
             .certain("prepare recorded work");

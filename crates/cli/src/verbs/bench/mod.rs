@@ -1,5 +1,6 @@
 //! `frontdesk bench`: the measured speed of training and routing on this machine.
 
+mod labels;
 mod synthetic;
 
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     fields: FieldArgs,
     /// Run folder of a trained router, for `route`: an untrained one is unsure and searches longer.
-    #[arg(long, value_name = "DIR", required_if_eq("what", "route"))]
+    #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Base model, for `train`; `random:SHAPE` needs neither a file nor --data: `random:llama-3.2-1b`,
     /// `random:smollm2-135m:bf16`.
@@ -63,13 +64,35 @@ pub(crate) enum What {
     Route,
 }
 
+/// What the name of a base with random weights begins with.
+const RANDOM: &str = "random:";
 /// Steps before the clock starts.
 const WARM_UP: u64 = 2;
-/// Queries routed together for the throughput.
-const AT_ONCE: usize = 64;
+
+/// Queries routed together for the throughput: 64 on a processor.
+fn at_once<B: Backend>(backend: &B) -> usize {
+    backend.rows_at_once() / 8
+}
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
     on_device!(args.device, measure, args)
+}
+
+/// How long single queries took.
+#[derive(Default)]
+struct Times(Vec<f64>);
+
+impl Times {
+    fn push(&mut self, begun: Instant) {
+        self.0.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+
+    /// The milliseconds that so large a share of the queries stayed below.
+    fn at(&self, share: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get((sorted.len().saturating_sub(1) as f64 * share) as usize).copied().unwrap_or(0.0)
+    }
 }
 
 /// What a training came to.
@@ -116,9 +139,14 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 
 fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     let device = backend.name();
-    let mut result = match (&args.model, args.what) {
-        (Some(model), What::Route) => routing_speed(backend, args, model)?,
-        _ => training_speed(backend, args)?,
+    let mut result = match (args.what, &args.model, args.base.strip_prefix(RANDOM)) {
+        (What::Route, Some(model), _) => routing_speed(backend, args, model)?,
+        (What::Route, None, Some(shape)) => {
+            let (recipe, encoding) = (args.recipe.recipe()?, args.device.encoding());
+            labels::routing_speed(backend, shape, &recipe, encoding, args.repeats as usize)?
+        }
+        (What::Route, None, None) => anyhow::bail!("--model DIR is missing"),
+        (What::Train, ..) => training_speed(backend, args)?,
     };
     result["device"] = json!(device);
     result["peak_memory_bytes"] = json!(peak_memory());
@@ -135,7 +163,7 @@ fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
 fn training_speed<B: Backend>(backend: B, args: &Args) -> anyhow::Result<serde_json::Value> {
     args.device.check_training()?;
     let peak = backend.peak_flops();
-    let timed = match args.base.strip_prefix("random:") {
+    let timed = match args.base.strip_prefix(RANDOM) {
         Some(shape) => {
             anyhow::ensure!(
                 args.data.is_none(),
@@ -212,26 +240,25 @@ fn training(Timed { clock, config, device_bytes }: &Timed, peak: f64) -> serde_j
 }
 
 fn routing_speed<B: Backend>(backend: B, args: &Args, run: &Path) -> anyhow::Result<serde_json::Value> {
+    let at_once = at_once(&backend);
     let mut router = open_router(backend, run, None, args.device.encoding())?;
     let data = args.data()?;
     let rows = routing::read(data, &args.fields.options())?.examples;
     let queries: Vec<Query<'_>> = rows.iter().take(100 * args.repeats as usize).map(Query::from).collect();
     anyhow::ensure!(!queries.is_empty(), "{} holds no queries", data.display());
     router.route(&queries[..queries.len().min(8)])?;
-    let mut milliseconds = Vec::with_capacity(queries.len());
+    let mut times = Times::default();
     for query in &queries {
         let begun = Instant::now();
         router.route(std::slice::from_ref(query))?;
-        milliseconds.push(begun.elapsed().as_secs_f64() * 1e3);
+        times.push(begun);
     }
-    milliseconds.sort_by(f64::total_cmp);
-    let at = |share: f64| milliseconds[((milliseconds.len() - 1) as f64 * share) as usize];
     let begun = Instant::now();
-    for group in queries.chunks(AT_ONCE) {
+    for group in queries.chunks(at_once) {
         router.route(group)?;
     }
     let per_second = queries.len() as f64 / begun.elapsed().as_secs_f64();
     Ok(
-        json!({ "p50_ms": at(0.5), "p95_ms": at(0.95), "queries_per_s": per_second, "queries": queries.len() }),
+        json!({ "p50_ms": times.at(0.5), "p95_ms": times.at(0.95), "queries_per_s": per_second, "queries": queries.len() }),
     )
 }

@@ -31,33 +31,50 @@ struct Slot {
     u32 row, rows, rank, a, b;
 };
 
-extern "C" __global__ void refresh(bf16* a, bf16* b, const f32* parameters, const Slot* slots, u32 count, u32 inputs,
-                                   u32 outputs, u32 width) {
-    u64 base = u64(blockIdx.x) * blockDim.x * VALUES + threadIdx.x;
-    u64 a_len = u64(width) * inputs, len = a_len + u64(width) * outputs;
+// One layer with LoRA: its matrices, its slots, and the first block that works on it.
+struct Layer {
+    bf16* a;
+    bf16* b;
+    const Slot* slots;
+    u32 count, inputs, outputs, width;
+    u64 first;
+};
+
+extern "C" __global__ void refresh(const Layer* layers, u32 count, const f32* parameters) {
+    u32 low = 0, high = count;
+    while (high - low > 1) {
+        u32 middle = (low + high) / 2;
+        if (layers[middle].first <= blockIdx.x)
+            low = middle;
+        else
+            high = middle;
+    }
+    Layer layer = layers[low];
+    u32 base = u32(blockIdx.x - layer.first) * blockDim.x * VALUES + threadIdx.x;
+    u32 a_len = layer.width * layer.inputs, len = a_len + layer.width * layer.outputs;
 #pragma unroll
     for (u32 i = 0; i < VALUES; i++) {
-        u64 at = base + i * blockDim.x;
+        u32 at = base + i * blockDim.x;
         if (at >= len) return;
         bool is_a = at < a_len;
-        u32 row = u32(is_a ? at / inputs : (at - a_len) / width);
-        u32 column = u32(is_a ? at % inputs : (at - a_len) % width);
+        u32 row = is_a ? at / layer.inputs : (at - a_len) / layer.width;
+        u32 column = is_a ? at % layer.inputs : (at - a_len) % layer.width;
         u32 first = 0, rank = is_a ? row : column;
         f32 value = 0.0f;
-        for (u32 s = 0; s < count; s++) {
-            Slot slot = slots[s];
+        for (u32 s = 0; s < layer.count; s++) {
+            Slot slot = layer.slots[s];
             if (rank >= first && rank < first + slot.rank) {
                 u32 r = rank - first;
                 if (is_a)
-                    value = parameters[slot.a + u64(r) * inputs + column];
+                    value = parameters[slot.a + u64(r) * layer.inputs + column];
                 else if (row >= slot.row && row < slot.row + slot.rows)
                     value = parameters[slot.b + u64(row - slot.row) * slot.rank + r];
             }
             first += slot.rank;
         }
         if (is_a)
-            a[at] = narrow(value);
+            layer.a[at] = narrow(value);
         else
-            b[at - a_len] = narrow(value);
+            layer.b[at - a_len] = narrow(value);
     }
 }
