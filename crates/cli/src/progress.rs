@@ -131,7 +131,7 @@ impl Observer for Training {
     }
 
     fn validated(&mut self, v: &Validated) {
-        let note = if v.best { ", the best so far" } else { "" };
+        let note = if v.kept { "" } else { ", worse than an earlier one" };
         self.say(&format!(
             "step {}: validation accuracy {:.1}%, macro-F1 {:.3}{note}",
             v.step,

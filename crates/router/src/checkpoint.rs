@@ -1,5 +1,6 @@
 //! Where an interrupted run goes on: one file, replaced atomically.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use formats::store;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
+use crate::best::Best;
 use crate::run::CHECKPOINT;
 use crate::{Error, Result};
 
@@ -16,17 +18,6 @@ const STATE: &str = "state.safetensors";
 const PLAN: &str = "plan.json";
 const LOCK: &str = "lock";
 const KEY: &str = "frontdesk";
-
-/// The best values so far and how it was found.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Best {
-    pub(crate) step: u64,
-    pub(crate) macro_f1: f64,
-    /// Validations since without a better one.
-    pub(crate) misses: u32,
-    #[serde(skip)]
-    pub(crate) values: Vec<f32>,
-}
 
 /// All that a run needs to go on as if nothing had happened.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,11 +27,11 @@ pub(crate) struct State {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Header {
+struct Header<'a> {
     /// Of everything that decides the result; a run goes on only with the same.
     fingerprint: String,
     steps: u64,
-    best: Option<Best>,
+    best: Option<Cow<'a, Best>>,
 }
 
 /// The checkpoint folder of a run, held by one process.
@@ -74,8 +65,8 @@ impl Checkpoint {
     /// Replaces the state on disk.
     pub(crate) fn save(&self, snapshot: &Snapshot, best: Option<&Best>) -> Result<()> {
         let Snapshot { parameters, first, second, steps } = snapshot;
-        let found = best.map(|best| Best { values: Vec::new(), ..*best });
-        let header = Header { fingerprint: self.fingerprint.clone(), steps: *steps, best: found };
+        let header =
+            Header { fingerprint: self.fingerprint.clone(), steps: *steps, best: best.map(Cow::Borrowed) };
         let path = self.folder.join(STATE);
         let header =
             serde_json::to_string(&header).map_err(|source| Error::Json { path: path.clone(), source })?;
@@ -103,7 +94,7 @@ impl Checkpoint {
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| broken(error.to_string()))?;
         let header = metadata.metadata().as_ref().and_then(|m| m.get(KEY));
         let header = header.ok_or_else(|| broken("it has no header".into()))?;
-        let header: Header =
+        let header: Header<'_> =
             serde_json::from_str(header).map_err(|source| Error::Json { path: path.clone(), source })?;
         if header.fingerprint != self.fingerprint {
             return Err(Error::PlanChanged { what: "its data, base model or recipe" });
@@ -113,10 +104,10 @@ impl Checkpoint {
             let tensor = tensors.tensor(name).map_err(|error| broken(error.to_string()))?;
             Ok(tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
         };
-        let best = match header.best {
-            Some(best) => Some(Best { values: values("best")?, ..best }),
-            None => None,
-        };
+        let mut best = header.best.map(Cow::into_owned);
+        if let Some(best) = &mut best {
+            best.values = values("best")?;
+        }
         let (parameters, first, second) = (values("parameters")?, values("first")?, values("second")?);
         Ok(Some(State { snapshot: Snapshot { parameters, first, second, steps: header.steps }, best }))
     }
@@ -138,8 +129,9 @@ mod tests {
     fn state() -> State {
         let snapshot =
             Snapshot { parameters: vec![1.0, -2.5], first: vec![0.1, 0.2], second: vec![3.0, 4.0], steps: 7 };
-        let best = Best { step: 5, macro_f1: 0.1 + 0.2, misses: 2, values: vec![9.0, 8.0] };
-        State { snapshot, best: Some(best) }
+        let mut best = None;
+        Best::offer(&mut best, 5, 0.1 + 0.2, vec![1, 0], &[1, 1], || vec![9.0, 8.0]);
+        State { snapshot, best }
     }
 
     #[test]

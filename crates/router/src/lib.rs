@@ -3,6 +3,7 @@
 //! This crate joins the words of `routing` (labels, calibration, thresholds) with the tensors of `engine`. A training
 //! run reads examples and writes a [`RunFolder`]; a [`Router`] opens one and answers queries.
 
+mod best;
 mod checkpoint;
 mod error;
 mod examples;

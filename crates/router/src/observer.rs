@@ -34,8 +34,8 @@ pub struct Validated {
     pub accuracy: f64,
     /// Macro-F1 on them.
     pub macro_f1: f64,
-    /// Whether it is the best so far.
-    pub best: bool,
+    /// Whether its values are those to keep, unless later ones replace them.
+    pub kept: bool,
 }
 
 /// Listens to a training run; every method may be left empty.

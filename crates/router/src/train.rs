@@ -11,7 +11,8 @@ use routing::calibration::{Calibration, Scored, Thresholds, probabilities, top};
 use routing::metrics::Metrics;
 use serde_json::json;
 
-use crate::checkpoint::{Best, Checkpoint};
+use crate::best::Best;
+use crate::checkpoint::Checkpoint;
 use crate::examples::{Encoded, TrainData};
 use crate::manifest::{BaseRecord, Manifest, ValidationRecord};
 use crate::observer::{Observer, Started, Validated};
@@ -249,7 +250,7 @@ impl<'a, B: Backend> Training<'a, B> {
                 let validated = self.validate(report.step)?;
                 log.write(&json!({
                     "step": report.step, "accuracy": validated.accuracy, "macro_f1": validated.macro_f1,
-                    "best": validated.best, "seconds": log.seconds(),
+                    "kept": validated.kept, "seconds": log.seconds(),
                 }))?;
                 self.observer.validated(&validated);
                 let misses = self.best.as_ref().map_or(0, |best| best.misses);
@@ -274,15 +275,11 @@ impl<'a, B: Backend> Training<'a, B> {
         let rows: Vec<usize> = (0..self.encoded.valid.len()).step_by(stride).collect();
         let log_probs = self.score(&rows)?;
         let (accuracy, macro_f1) = judge(&log_probs, &rows, self.encoded);
-        // Of equals the later one: its learning rate has fallen further.
-        let better = self.best.as_ref().is_none_or(|best| macro_f1 >= best.macro_f1);
-        if better {
-            let values = self.trainer.trainable().values;
-            self.best = Some(Best { step, macro_f1, misses: 0, values });
-        } else if let Some(best) = &mut self.best {
-            best.misses += 1;
-        }
-        Ok(Validated { step, accuracy, macro_f1, best: better })
+        let answers = log_probs.iter().map(|row| top(&probabilities(row, 1.0)).0).collect();
+        let truth: Vec<usize> = rows.iter().map(|&row| self.encoded.valid_labels[row]).collect();
+        let values = || self.trainer.trainable().values;
+        let kept = Best::offer(&mut self.best, step, macro_f1, answers, &truth, values);
+        Ok(Validated { step, accuracy, macro_f1, kept })
     }
 
     /// The log-probabilities of validation rows, with the current values.
