@@ -34,6 +34,8 @@ enum Verb {
     Plan(verbs::plan::Args),
     /// Fine-tune a base model on labelled queries and write a run folder.
     Train(verbs::train::Args),
+    /// Choose temperature, thresholds and the out-of-scope rule of a run anew, on labelled queries.
+    Calibrate(verbs::calibrate::Args),
     /// Judge a trained router on labelled queries, beside a linear baseline and large models.
     Eval(verbs::eval::Args),
     /// Send queries to departments: arguments, or lines of standard input.
@@ -59,6 +61,7 @@ fn run() -> anyhow::Result<Done> {
         Verb::Check(args) => verbs::check::run(&args),
         Verb::Plan(args) => verbs::plan::run(&args),
         Verb::Train(args) => verbs::train::run(&args),
+        Verb::Calibrate(args) => verbs::calibrate::run(&args),
         Verb::Eval(args) => verbs::eval::run(&args),
         Verb::Route(args) => verbs::route::run(&args),
         Verb::Bench(args) => verbs::bench::run(&args),

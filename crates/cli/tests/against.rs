@@ -126,6 +126,12 @@ fn a_killed_evaluation_goes_on_and_is_repeated_offline() {
     let page = std::fs::read_to_string(path.join("report/report.html")).unwrap();
     assert!(page.contains("gpt-4o, 3 a label at random") && page.contains("(refused)"));
 
+    let cascade = &json["cascades"][0];
+    assert_eq!(cascade["second"], it["name"]);
+    let ends =
+        ["share", "accuracy"].map(|key| cascade["points"].as_array().unwrap().last().unwrap()[key].clone());
+    assert_eq!(ends, [1.0.into(), it["accuracy"].clone()], "all queries asked of it are its accuracy");
+
     let prompt = server.log()[0].body["messages"].to_string();
     assert!(
         prompt.contains("lost my card") && !prompt.contains("number 5 "),
@@ -143,6 +149,19 @@ fn a_killed_evaluation_goes_on_and_is_repeated_offline() {
         command.env_remove("OPENAI_API_KEY").args(EVAL).args([&model, "--offline"]).output().unwrap();
     let again: Value = serde_json::from_slice(&offline.stdout).unwrap();
     assert_eq!((&again["against"][0]["answers"], server.log().len()), (answers, requests));
+    let kept = eval(path, &model, &["--offline", "--cascade", "share=0.5"]);
+    assert!(kept.status.success() && stderr(&kept).contains("kept in the run"), "{}", stderr(&kept));
+    let run: Value =
+        serde_json::from_slice(&std::fs::read(path.join("run/frontdesk.json")).unwrap()).unwrap();
+    let point = &run["cascade"]["point"];
+    assert!(point["share"].as_f64().unwrap() <= 0.5 && run["cascade"]["model"] == "gpt-4o", "{run}");
+    let unreached = eval(path, &model, &["--offline", "--cascade", "cost=0"]);
+    assert_eq!(unreached.status.code(), Some(1), "{}", stderr(&unreached));
+    let mut command = frontdesk(path);
+    let route = command.args(["route", "--model", "run", "--json", "--precision", "f32", "hello good day"]);
+    let answer: Value = serde_json::from_slice(&route.output().unwrap().stdout).unwrap();
+    let unsure = answer["probability"].as_f64().unwrap() < point["threshold"].as_f64().unwrap();
+    assert_eq!(answer["ask"] == "gpt-4o", unsure, "{answer}");
     let missing = eval(path, &model, &["--offline", "--shots", "0"]);
     assert_eq!(missing.status.code(), Some(2));
     assert!(stderr(&missing).contains("0 of 120 answers"), "{}", stderr(&missing));
@@ -201,6 +220,11 @@ fn a_plan_says_what_it_takes_before_anything_is_spent() {
         assert!(output.status.success(), "{}", stderr(&output));
         serde_json::from_slice::<Value>(&output.stdout).unwrap()
     };
+    let mut int8 = frontdesk(folder.path());
+    int8.args(["plan", "--data", "data.csv", "--precision", "int8", "--base"]).arg(tiny_model());
+    let refused = int8.output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "training in int8 is not measured in something else");
+    assert!(stderr(&refused).contains("--precision bf16"), "{}", stderr(&refused));
     let measured = plan(&[]);
     assert_eq!(measured["measured"], true);
     assert!(measured["examples_per_s"].as_f64().unwrap() > 0.0);
@@ -221,6 +245,7 @@ fn a_plan_says_what_it_takes_before_anything_is_spent() {
     let (rows, held) = (given["training_rows"].as_f64().unwrap(), given["validation_rows"].as_f64().unwrap());
     let seconds = (3.0 * rows + 2.0 * 5.0 * held) / 5.0;
     assert!((given["minutes"].as_f64().unwrap() - seconds / 60.0).abs() < 1e-9, "{given}");
+    assert!((given["own_cost_per_1000"].as_f64().unwrap() - 0.6 / 36.0).abs() < 1e-9, "{given}");
     assert!((given["training_cost"].as_f64().unwrap() - seconds / 6000.0).abs() < 1e-9, "{given}");
     let models = given["models"].as_array().unwrap();
     assert_eq!((models.len(), &models[0]["name"]), (2, &"gpt-4o".into()));

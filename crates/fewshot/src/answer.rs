@@ -103,12 +103,7 @@ impl Summary {
         }
         let mut seconds: Vec<f64> = answers.iter().map(|answer| answer.seconds).collect();
         seconds.sort_by(f64::total_cmp);
-        let at = |share: f64| {
-            seconds
-                .get((seconds.len().saturating_sub(1) as f64 * share).round() as usize)
-                .copied()
-                .unwrap_or(0.0)
-        };
+        let at = |share: f64| routing::quantile(&seconds, share).unwrap_or(0.0);
         let mut models: Vec<String> =
             answers.iter().filter_map(|answer| answer.reply.model.clone()).collect();
         models.sort_unstable();

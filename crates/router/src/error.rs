@@ -84,6 +84,12 @@ pub enum Error {
         /// As read.
         found: String,
     },
+    /// There is nothing to calibrate on.
+    #[error("{}: has no rows to calibrate on", path.display())]
+    NoRows {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file could not be read or written.
     #[error("{}: cannot be {action}", path.display())]
     Io {

@@ -67,7 +67,8 @@ impl TrainData {
     }
 }
 
-fn record(dataset: &Dataset, fields: &ReadOptions) -> DataRecord {
+/// What is remembered of a data file.
+pub(crate) fn record(dataset: &Dataset, fields: &ReadOptions) -> DataRecord {
     DataRecord {
         path: dataset.path.to_path_buf(),
         text_field: fields.text_field.clone(),

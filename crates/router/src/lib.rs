@@ -4,6 +4,7 @@
 //! run reads examples and writes a [`RunFolder`]; a [`Router`] opens one and answers queries.
 
 mod best;
+mod calibrate;
 mod checkpoint;
 mod error;
 mod examples;
@@ -17,10 +18,11 @@ mod scoring;
 mod train;
 mod transfer;
 
+pub use calibrate::{CalibrateOptions, Calibrated};
 pub use engine::StepReport;
 pub use error::{Error, Result};
 pub use examples::TrainData;
-pub use manifest::{BaseRecord, DataRecord, LabelRecord, Manifest, ValidationRecord};
+pub use manifest::{BaseRecord, CascadeRecord, DataRecord, LabelRecord, Manifest, ValidationRecord};
 pub use observer::{Observer, Started, Validated};
 pub use plan::{Method, Plan, Recipe};
 pub use prompt::{DEFAULT_SYSTEM, Prompt, Query};

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use routing::calibration::{Calibration, Thresholds};
+use routing::calibration::{Calibration, Scope, Thresholds};
+use routing::cascade::{CascadeGoal, CascadePoint};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Method, Recipe};
@@ -51,8 +52,36 @@ pub struct Manifest {
     pub calibration: Calibration,
     /// From which probability on a query is routed.
     pub thresholds: Thresholds,
+    /// When a query is out of scope, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
+    /// The rows that calibration, thresholds and scope were chosen on, where they are not the validation rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibrated_on: Option<DataRecord>,
+    /// The large model that is asked where this one is unsure, if one was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cascade: Option<CascadeRecord>,
     /// SHA-256 of every other file of the folder that the router reads.
     pub files: BTreeMap<String, String>,
+}
+
+/// A large model behind the router, and when it is asked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CascadeRecord {
+    /// The large model, as its endpoint knows it.
+    pub model: String,
+    /// Where it is asked.
+    pub endpoint: String,
+    /// The examples in its prompt, in words.
+    pub shots: String,
+    /// SHA-256 of its prompt.
+    pub prompt: String,
+    /// SHA-256 of the rows that the point was chosen on.
+    pub data: String,
+    /// What it was chosen for.
+    pub goal: CascadeGoal,
+    /// The point: queries below its threshold go on to the large model.
+    pub point: CascadePoint,
 }
 
 impl Manifest {
@@ -74,6 +103,11 @@ impl Manifest {
             100.0 * trainable / parameters,
             parameters / 1e6
         )
+    }
+
+    /// The large model that a query with this top probability goes on to.
+    pub fn goes_on_to(&self, probability: f64) -> Option<&CascadeRecord> {
+        self.cascade.as_ref().filter(|cascade| probability < cascade.point.threshold)
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Answer {
     pub label: usize,
     /// Its calibrated probability.
     pub probability: f64,
+    /// Whether it is about anything that the labels cover; true for a run that has no rule for it.
+    pub in_scope: bool,
     /// Route it, or let a person look.
     pub decision: Decision,
     /// The calibrated probability of every label.
@@ -121,9 +123,21 @@ impl<B: Backend> Router<B> {
         let answer = |(scores, (_, cut)): (engine::LabelScores, &(Vec<u32>, bool))| {
             let probabilities = self.manifest.calibration.probabilities(&scores.log_probs);
             let (label, probability) = top(&probabilities);
-            let decision = self.manifest.thresholds.decide(label, probability);
+            let name = &self.manifest.labels[label].text;
+            let in_scope = self.manifest.scope.as_ref().is_none_or(|scope| scope.admits(name, probability));
+            let decision =
+                if in_scope { self.manifest.thresholds.decide(label, probability) } else { Decision::Triage };
             let (log_probs, error_bound) = (scores.log_probs, scores.error_bound);
-            Answer { label, probability, decision, probabilities, log_probs, error_bound, cut: *cut }
+            Answer {
+                label,
+                probability,
+                in_scope,
+                decision,
+                probabilities,
+                log_probs,
+                error_bound,
+                cut: *cut,
+            }
         };
         Ok(scores.into_iter().zip(&encoded).map(answer).collect())
     }

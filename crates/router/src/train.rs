@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use engine::{Adapter, Balance, Head, Model, Sampler, Storage, Trainable, Trainer, TrainerOptions};
 use formats::{BaseModel, store};
 use kernels::{Backend, bf16};
-use routing::calibration::{Calibration, Scored, Thresholds, probabilities, top};
+use routing::calibration::{Calibration, Goal, Scored, Thresholds, probabilities, top};
 use routing::metrics::Metrics;
 use serde_json::json;
 
@@ -162,6 +162,9 @@ pub fn train<B: Backend>(
         validation: ValidationRecord { rows: rows.len(), accuracy, macro_f1 },
         calibration,
         thresholds,
+        scope: None,
+        calibrated_on: None,
+        cascade: None,
         files: std::collections::BTreeMap::new(),
     };
     let run = RunFolder::write(out, manifest, &trained, (&config, &config_json), &tokenizer)?;
@@ -339,10 +342,11 @@ fn choose_thresholds(
 ) -> Thresholds {
     let scored = |(row, &truth): (&Vec<f32>, &usize)| {
         let (predicted, probability) = top(&calibration.probabilities(row));
-        Scored { predicted, probability, right: predicted == truth }
+        Scored { predicted, probability, right: predicted == truth, in_scope: true }
     };
     let rows: Vec<Scored> = log_probs.iter().zip(truth).map(scored).collect();
-    Thresholds::choose(names, &rows, recipe.target_precision)
+    let goal = Goal::Precision { target: recipe.target_precision };
+    Thresholds::choose(names, &rows, &goal, None)
 }
 
 /// `train_log.jsonl`: a line a step and a validation.

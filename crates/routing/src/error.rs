@@ -37,6 +37,16 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A file of suspects does not fit the data, or is none.
+    #[error("{}: line {line}: {reason}", path.display())]
+    Correction {
+        /// The file of suspects.
+        path: PathBuf,
+        /// Its line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The file holds no rows.
     #[error("{}: the file holds no rows", path.display())]
     Empty {
@@ -258,6 +268,9 @@ impl Error {
                 path.display()
             ),
             Self::Parquet { .. } => "Fetch or write the file again; if other tools read it, export it as JSON lines.".into(),
+            Self::Correction { .. } => {
+                "Name the data that the suspects were found in, unchanged, and edit only `corrected` and `remove`.".into()
+            }
             Self::EmptyField { .. } => "Fill it in or remove the row; `check` lists all such rows.".into(),
             Self::OneLabel { .. } => {
                 "Add examples of the other labels, or name another field: --label-field NAME.".into()

@@ -1,9 +1,19 @@
 //! One report in its three forms: nothing is loaded from anywhere, nothing in the data can break out, and the
 //! numbers are those of the metrics.
 
-use routing::calibration::{Calibration, LabelThreshold, ThresholdSource, Thresholds};
-use routing::compare::{Answers, Comparison};
-use routing::report::{Fact, Input, MISTAKES, ModelSection, Prediction, Provenance, Report, Routed, Seconds};
+use std::path::Path;
+use std::sync::Arc;
+
+use routing::calibration::{
+    Calibration, Goal, LabelThreshold, Scope, ScopeScores, ThresholdSource, Thresholds,
+};
+use routing::cascade::{Cascade, CascadeGoal, Side};
+use routing::report::{
+    Cost, Fact, Findings, Input, Judged, Latency, MISTAKES, ModelSection, Prediction, Provenance, Report,
+    Routed, Seconds, Training,
+};
+use routing::suspects::{Reason, Suspect};
+use routing::{Example, Origin};
 
 const HOSTILE: &str = "</script><script src=\"https://evil.example/x.js\"></script>|*_`";
 
@@ -21,7 +31,7 @@ fn predictions(wrong_every: usize, with_probability: bool) -> Vec<Prediction> {
             label: labels[index % 3].clone(),
             predicted: labels[if right { index % 3 } else { (index + 1) % 3 }].clone(),
             probability: with_probability.then_some(0.3 + 0.7 * index as f64 / 90.0),
-            alternatives: Vec::new(),
+            ..Prediction::default()
         }
     };
     (0..90).map(row).collect()
@@ -29,37 +39,50 @@ fn predictions(wrong_every: usize, with_probability: bool) -> Vec<Prediction> {
 
 fn report() -> Report {
     let (tuned, linear) = (predictions(9, true), predictions(3, false));
-    let predicted =
-        |rows: &'static [Prediction]| rows.iter().map(|row| row.predicted.as_str()).collect::<Vec<_>>();
-    let (tuned, linear): (&'static [Prediction], &'static [Prediction]) = (tuned.leak(), linear.leak());
-    let truth: Vec<&str> = tuned.iter().map(|row| row.label.as_str()).collect();
-    let comparison = Comparison::new(
-        &truth,
-        Answers { name: "tuned", predicted: &predicted(tuned) },
-        Answers { name: "linear", predicted: &predicted(linear) },
-        1,
-    );
     let mut first =
-        ModelSection::new("tuned", &labels(), tuned, Seconds { train: Some(83.0), evaluate: Some(0.5) })
-            .with_thresholds(thresholds(), tuned);
+        ModelSection::new("tuned", &labels(), &tuned, Seconds { train: Some(83.0), evaluate: Some(0.5) })
+            .with_thresholds(thresholds(), &tuned);
     first.calibration = Some(Calibration::fit(&[vec![0.0, -1.0], vec![0.0, -1.0]], &[0, 1]));
     first.facts = vec![Fact::new("device", HOSTILE)];
-    Report {
-        title: format!("Queries {HOSTILE}"),
-        models: vec![first, ModelSection::new("linear", &labels(), linear, Seconds::default())],
-        comparisons: vec![comparison],
-        made: Provenance {
-            command: format!("frontdesk eval {HOSTILE}"),
-            seed: 7,
-            inputs: vec![Input {
-                role: "test data".into(),
-                name: HOSTILE.into(),
-                size: "90 rows".into(),
-                sha256: "00ff".into(),
-            }],
-            versions: vec![Fact::new("frontdesk", "0.1.0")],
-        },
-    }
+    first.latency = Latency::measure(vec![0.02, 0.03]);
+    first.cost = Some(Cost { per_1000: 0.0012, basis: HOSTILE.into() });
+    let origin = Origin::line(&Arc::from(Path::new("train.csv")), 2);
+    let training = [Example::new(format!("query {HOSTILE}"), HOSTILE, origin)];
+    Training::new(&training).explain(&mut first.mistakes);
+    let section = ModelSection::new("linear", &labels(), &linear, Seconds::default());
+    let side = |name, rows, cost_per_1000| Side { name, rows, cost_per_1000, seconds: &[] };
+    let cascade = Cascade::new(
+        side("tuned", &tuned, Some(0.0012)),
+        side(HOSTILE, &linear, Some(2.0)),
+        CascadeGoal::AtMostShare(0.25),
+    );
+    let suspect = Suspect {
+        row: 12,
+        text: HOSTILE.into(),
+        label: HOSTILE.into(),
+        suggested: "claims".into(),
+        confidence: 0.93,
+        reason: Reason::NearCopy,
+        corrected: None,
+        remove: false,
+    };
+    let made = Provenance {
+        command: format!("frontdesk eval {HOSTILE}"),
+        seed: 7,
+        inputs: vec![Input {
+            role: "test data".into(),
+            name: HOSTILE.into(),
+            size: "90 rows".into(),
+            sha256: "00ff".into(),
+        }],
+        versions: vec![Fact::new("frontdesk", "0.1.0")],
+    };
+    Report::new(
+        format!("Queries {HOSTILE}"),
+        &[Judged { section: first, rows: tuned }, Judged { section, rows: linear }],
+        Findings { cascades: cascade.into_iter().collect(), suspects: Some(vec![suspect; 30]) },
+        made,
+    )
 }
 
 /// Only `billing` is routed, from 0.65 on.
@@ -71,7 +94,8 @@ fn thresholds() -> Thresholds {
         rows: 30,
     };
     let per_label = labels().iter().map(label).collect();
-    Thresholds { target: 0.9, global: None, per_label, coverage: 0.5, precision: 0.95 }
+    let goal = Goal::Precision { target: 0.9 };
+    Thresholds { goal, global: None, per_label, coverage: 0.5, precision: 0.95, cost_per_query: None }
 }
 
 #[test]
@@ -95,7 +119,17 @@ fn html_shows_the_numbers() {
         assert!(html.contains(expected), "{expected}");
     }
     assert!(html.contains("tuned is more accurate than linear"), "{}", report.comparisons[0].sentence());
-    assert_eq!(html.matches("class=\"confusion\"").count(), 2);
+    assert_eq!(html.matches("aria-label=\"Confusion matrix of 3 labels\"").count(), 2);
+    // of 90 rows the first has 10 wrong, the second 30, both the 10 that 9 divides
+    let it = &report.disagreements[0];
+    assert_eq!((it.both_right, it.only_first, it.only_second, it.both_wrong), (60, 20, 0, 10));
+    assert_eq!((it.rows(), it.first_right.iter().flatten().sum::<usize>()), (20, 20));
+    assert!(
+        html.contains("30 training rows look wrongly labelled")
+            && html.matches("of its near copies").count() == 20
+    );
+    assert!(html.contains("0.0012 USD") && html.contains("20 ms"));
+    assert!(report.models[0].mistakes[0].nearest[0].similarity > 0.15);
     assert_eq!(
         html.matches("aria-label=\"Reliability diagram\"").count(),
         1,
@@ -107,9 +141,9 @@ fn html_shows_the_numbers() {
 fn mistakes_are_the_most_confident_wrong_rows() {
     let section = ModelSection::new("tuned", &labels(), &predictions(2, true), Seconds::default());
     assert_eq!(section.mistakes.len(), MISTAKES);
-    assert!(section.mistakes.iter().all(|row| !row.is_right()));
-    assert!(section.mistakes[0].text.starts_with("query 88 "), "{}", section.mistakes[0].text);
-    assert!(section.mistakes.is_sorted_by(|a, b| a.probability >= b.probability));
+    assert!(section.mistakes.iter().all(|mistake| !mistake.row.is_right()));
+    assert!(section.mistakes[0].row.text.starts_with("query 88 "), "{}", section.mistakes[0].row.text);
+    assert!(section.mistakes.is_sorted_by(|a, b| a.row.probability >= b.row.probability));
 }
 
 #[test]
@@ -140,7 +174,42 @@ fn markdown_has_whole_tables_and_no_live_markup() {
     let table: Vec<&str> =
         mistakes.lines().skip_while(|line| line.is_empty()).take_while(|l| !l.is_empty()).collect();
     assert_eq!(table.len(), 2 + 10);
-    assert!(table.iter().all(|line| columns(line) == 5), "{mistakes}");
+    assert!(table.iter().all(|line| columns(line) == 6), "{mistakes}");
+}
+
+#[test]
+fn rows_out_of_scope_are_judged_as_answered_and_trusted_as_scored() {
+    let row = |label: &str, predicted: &str, probability: f64| Prediction {
+        label: label.into(),
+        predicted: predicted.into(),
+        probability: Some(probability),
+        ..Prediction::default()
+    };
+    let mut rows = vec![
+        row("billing", "billing", 0.9),
+        row("claims", "claims", 0.3),
+        row("oos", "claims", 0.2),
+        row("oos", "claims", 0.8),
+    ];
+    rows[1].set_aside("oos");
+    rows[2].set_aside("oos");
+    let rule =
+        Scope { label: "oos".into(), threshold: 0.4, min_in_scope: None, validation: ScopeScores::default() };
+    let section = ModelSection::new("m", &labels(), &rows, Seconds::default())
+        .with_thresholds(thresholds(), &rows)
+        .with_scope("oos", Some(&rule), &rows);
+    assert!((section.metrics.accuracy - 0.5).abs() < 1e-12, "a billing and an oos row are right");
+    let scope = section.scope.unwrap();
+    let found = [scope.scores.in_scope_accuracy, scope.scores.recall, scope.scores.precision];
+    assert!(found.iter().all(|share| (share - 0.5).abs() < 1e-12), "{found:?}");
+    // without a rule both in-scope rows would be right: the second's 0.3 is about `claims`, not about `oos`
+    assert!((scope.curve[0].1.in_scope_accuracy - 1.0).abs() < 1e-12);
+    let in_bin = &section.reliability.unwrap().bins[4];
+    assert_eq!((in_bin.count, in_bin.accuracy), (1, 1.0));
+    let routed = section.routed.unwrap();
+    assert!((routed.coverage - 0.25).abs() < 1e-12, "what was set aside is not routed");
+    let inside = ModelSection::new("m", &labels(), &rows[..1], Seconds::default());
+    assert_eq!(inside.with_scope("oos", None, &rows[..1]).scope, None);
 }
 
 #[test]
@@ -153,12 +222,9 @@ fn json_round_trips() {
 
 #[test]
 fn an_empty_report_is_still_a_page() {
-    let empty = Report {
-        title: "Nothing".into(),
-        models: vec![ModelSection::new("none", &[], &[], Seconds::default())],
-        comparisons: Vec::new(),
-        made: Provenance::default(),
-    };
+    let section = ModelSection::new("none", &[], &[], Seconds::default());
+    let judged = [Judged { section, rows: Vec::new() }];
+    let empty = Report::new("Nothing".into(), &judged, Findings::default(), Provenance::default());
     assert!(empty.to_html().contains("Nothing"));
     assert!(empty.to_markdown().starts_with("# Nothing\n"));
     assert!(!empty.to_html().contains("NaN"));

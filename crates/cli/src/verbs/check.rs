@@ -1,10 +1,12 @@
 //! `frontdesk check`: the data doctor.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use formats::BaseModel;
+use anyhow::Context;
+use formats::{BaseModel, store};
 use hub::Hub;
 use routing::doctor::{CheckOptions, Severity, check};
+use routing::{Dataset, suspects};
 
 use crate::Done;
 use crate::verbs::FieldArgs;
@@ -23,6 +25,16 @@ pub(crate) struct Args {
     /// Longest query in tokens.
     #[arg(long, value_name = "N", default_value_t = 512)]
     max_tokens: usize,
+    /// Write the rows of the first file whose label may be wrong to this file, a JSON line each, to be corrected: set
+    /// `corrected` to the right label, or `remove` to true.
+    #[arg(long, value_name = "FILE", conflicts_with = "corrections")]
+    suspects: Option<PathBuf>,
+    /// A corrected file of suspects: applies it to the one data file and writes the result to --out.
+    #[arg(long, value_name = "FILE", requires = "out")]
+    corrections: Option<PathBuf>,
+    /// Where the corrected data goes, as JSON lines.
+    #[arg(long, value_name = "FILE", requires = "corrections")]
+    out: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -33,8 +45,11 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
     let options = args.fields.options();
-    let datasets =
+    let mut datasets =
         args.files.iter().map(|file| routing::read(file, &options)).collect::<Result<Vec<_>, _>>()?;
+    if let (Some(corrections), Some(out)) = (&args.corrections, &args.out) {
+        return correct(&mut datasets, corrections, out, args.json);
+    }
     let tokenizer = match Hub::from_env().find(&args.base)? {
         Some(path) => Some(BaseModel::open(path)?.tokenizer()?),
         None => None,
@@ -50,6 +65,51 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
     } else {
         print!("{}", diagnosis.render());
     }
+    if let Some(path) = &args.suspects {
+        write_suspects(&datasets[0], path)?;
+    }
     let bad = diagnosis.worst() == Some(Severity::Error);
     Ok(if args.strict && bad { Done::BelowTheBar } else { Done::Fully })
+}
+
+fn write_suspects(data: &Dataset, path: &Path) -> anyhow::Result<()> {
+    let found = suspects::find(&data.examples, 0);
+    let mut bytes = Vec::new();
+    for suspect in &found {
+        serde_json::to_writer(&mut bytes, suspect)?;
+        bytes.push(b'\n');
+    }
+    store::write_atomically(path, &bytes)?;
+    eprintln!(
+        "{} of {} rows may be labelled wrongly: {}; correct them there, then `frontdesk check {} --corrections {} --out FILE`",
+        found.len(),
+        data.examples.len(),
+        path.display(),
+        data.path.display(),
+        path.display()
+    );
+    Ok(())
+}
+
+fn correct(datasets: &mut [Dataset], corrections: &Path, out: &Path, as_json: bool) -> anyhow::Result<Done> {
+    let [data] = datasets else {
+        anyhow::bail!("--corrections needs one data file, found {}", datasets.len())
+    };
+    let decided = suspects::read(corrections)?;
+    let done = suspects::apply(&mut data.examples, &decided, corrections)?;
+    store::write_atomically(out, routing::to_json_lines(&data.examples).as_bytes())
+        .with_context(|| format!("{}: the corrected data could not be written", out.display()))?;
+    if as_json {
+        println!("{}", serde_json::to_string_pretty(&done)?);
+    } else {
+        println!(
+            "{}: {} rows, {} relabelled, {} removed, {} suspects left as they were",
+            out.display(),
+            data.examples.len(),
+            done.relabelled,
+            done.removed,
+            done.kept
+        );
+    }
+    Ok(Done::Fully)
 }

@@ -91,6 +91,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
         predictions: Some(place("predictions.jsonl")),
         limit: None,
         min_accuracy: None,
+        oos_label: None,
+        cascade: None,
         json: false,
         against: against::Args::default(),
         device: args.device.clone(),

@@ -2,6 +2,7 @@
 
 pub(crate) mod against;
 pub(crate) mod bench;
+pub(crate) mod calibrate;
 pub(crate) mod check;
 pub(crate) mod demo;
 pub(crate) mod eval;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use kernels::Backend;
 use router::{Answer, Query, Router};
+use routing::calibration::Decision;
 use serde_json::json;
 
 use crate::Done;
@@ -92,12 +93,20 @@ fn to_json<B: Backend>(router: &Router<B>, answer: &Answer, top: usize) -> serde
         "label": router.label(answer.label),
         "probability": answer.probability,
         "decision": answer.decision,
+        "in_scope": answer.in_scope,
         "alternatives": others,
+        "ask": router.manifest().goes_on_to(answer.probability).map(|cascade| &cascade.model),
     })
 }
 
 pub(crate) fn to_line<B: Backend>(router: &Router<B>, text: &str, answer: &Answer) -> String {
     let label = router.label(answer.label);
-    let decision = if answer.decision == routing::calibration::Decision::Route { "" } else { "  (triage)" };
-    format!("{:>5.1}%  {label}{decision}  «{}»", 100.0 * answer.probability, text.trim())
+    let decision = match answer.decision {
+        Decision::Route => "",
+        Decision::Triage if answer.in_scope => "  (triage)",
+        Decision::Triage => "  (out of scope)",
+    };
+    let ask = router.manifest().goes_on_to(answer.probability);
+    let ask = ask.map_or_else(String::new, |cascade| format!("  (ask {})", cascade.model));
+    format!("{:>5.1}%  {label}{decision}{ask}  «{}»", 100.0 * answer.probability, text.trim())
 }

@@ -1,10 +1,14 @@
 //! From raw log-probabilities to probabilities that mean what they say, and to decisions.
 
+mod goal;
 mod reliability;
+mod scope;
 mod temperature;
 mod thresholds;
 
+pub use goal::{Costs, Goal};
 pub use reliability::{BINS, Reliability, ReliabilityBin};
+pub use scope::{Scope, ScopeRow, ScopeScores, scope_curve};
 pub use temperature::{Calibration, probabilities};
 pub use thresholds::{Decision, LabelThreshold, Scored, ThresholdSource, Thresholds};
 

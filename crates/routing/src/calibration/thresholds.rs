@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Goal;
+
 /// What happens to one query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -21,18 +23,23 @@ pub struct Scored {
     pub probability: f64,
     /// Whether it is the true label.
     pub right: bool,
+    /// Whether the row is held to be in scope; the others go to triage whatever the thresholds.
+    pub in_scope: bool,
 }
 
 /// The least probability at which each label is routed, chosen on validation rows.
 ///
-/// A threshold is the lowest probability at which the rows at or above it meet the target with one more
-/// error added: `errors + 1 <= (1 - target) * (rows + 1)`. The added error pays for having looked for the
-/// best place, and lets no target pass on a handful of rows: 97% takes at least 33, all right.
+/// For a share that must be right, a threshold is the lowest probability at which the rows at or above it meet the
+/// target with one more error added: `errors + 1 <= (1 - target) * (rows + 1)`. The added error pays for having
+/// looked for the best place, and lets no target pass on a handful of rows: 97% takes at least 33, all right.
+///
+/// For costs it is [`super::Costs::threshold`], which needs no rows but calibrated probabilities.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Thresholds {
-    /// The share of automatically routed queries that must be right.
-    pub target: f64,
-    /// The threshold over all labels together; `None` when no threshold meets the target.
+    /// What they were chosen for.
+    #[serde(flatten)]
+    pub goal: Goal,
+    /// The threshold of labels without one of their own; `None` when no threshold meets the target.
     pub global: Option<f64>,
     /// One entry per label of the model, in its order.
     pub per_label: Vec<LabelThreshold>,
@@ -40,6 +47,9 @@ pub struct Thresholds {
     pub coverage: f64,
     /// Share of those that is right; 0 when none is routed.
     pub precision: f64,
+    /// What a validation row costs with these thresholds, where the goal is the least cost.
+    #[serde(default)]
+    pub cost_per_query: Option<f64>,
 }
 
 /// The threshold of one predicted label.
@@ -63,46 +73,75 @@ pub enum ThresholdSource {
     Label,
     /// From all rows: the label has too few to show the target even if all were right.
     Global,
+    /// From what a mistake and a look cost.
+    Cost,
+    /// The label means "out of scope": nobody is there to be routed to.
+    OutOfScope,
 }
 
 impl Thresholds {
-    /// Chooses thresholds so that `target` (between 0 and 1) of what is routed is right.
+    /// Chooses thresholds for `goal`. Queries predicted as `nowhere`, an index, are never routed.
     ///
-    /// Each label with enough rows has its own; the others share the global one. Where that mix would miss
-    /// the target on the validation rows, every label takes the global threshold.
+    /// For a share, each label with enough rows has its own; the others share the global one. Where that mix would
+    /// miss the target on the validation rows, every label takes the global threshold.
     ///
     /// # Panics
     /// When a row's predicted label is not below `labels.len()`.
-    pub fn choose(labels: &[String], rows: &[Scored], target: f64) -> Self {
-        let global = lowest(rows.iter().copied(), target);
-        let mut per_label: Vec<LabelThreshold> = labels
-            .iter()
-            .enumerate()
-            .map(|(index, label)| {
-                let own: Vec<Scored> = rows.iter().copied().filter(|row| row.predicted == index).collect();
-                let (source, threshold) = if enough(0, own.len(), target) {
-                    (ThresholdSource::Label, lowest(own.iter().copied(), target))
-                } else {
-                    (ThresholdSource::Global, global)
-                };
-                LabelThreshold { label: label.clone(), threshold, source, rows: own.len() }
-            })
-            .collect();
+    pub fn choose(labels: &[String], rows: &[Scored], goal: &Goal, nowhere: Option<usize>) -> Self {
+        let departments = |row: &&Scored| row.in_scope && Some(row.predicted) != nowhere;
+        let global = match goal {
+            Goal::Precision { target } => lowest(rows.iter().filter(departments).copied(), *target),
+            Goal::Cost { cost, .. } => Some(cost.threshold()),
+        };
+        let choose = |(index, label): (usize, &String)| {
+            let own: Vec<Scored> =
+                rows.iter().filter(departments).copied().filter(|row| row.predicted == index).collect();
+            let (source, threshold) = match (goal, goal.costs(label)) {
+                _ if Some(index) == nowhere => (ThresholdSource::OutOfScope, None),
+                (_, Some(costs)) => (ThresholdSource::Cost, Some(costs.threshold())),
+                (Goal::Precision { target }, _) if enough(0, own.len(), *target) => {
+                    (ThresholdSource::Label, lowest(own.iter().copied(), *target))
+                }
+                _ => (ThresholdSource::Global, global),
+            };
+            LabelThreshold { label: label.clone(), threshold, source, rows: own.len() }
+        };
+        let mut per_label: Vec<LabelThreshold> = labels.iter().enumerate().map(choose).collect();
         let (mut routed, mut right) = count_routed(&per_label, rows);
-        if routed > 0 && (right as f64) < target * routed as f64 {
-            for label in &mut per_label {
+        if let Goal::Precision { target } = goal
+            && routed > 0
+            && (right as f64) < target * routed as f64
+        {
+            for label in per_label.iter_mut().filter(|label| label.source == ThresholdSource::Label) {
                 (label.threshold, label.source) = (global, ThresholdSource::Global);
             }
             (routed, right) = count_routed(&per_label, rows);
         }
         let share = |part: usize, whole: usize| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
-        Self {
-            target,
+        let mut chosen = Self {
+            goal: goal.clone(),
             global,
             per_label,
             coverage: share(routed, rows.len()),
             precision: share(right, routed),
-        }
+            cost_per_query: None,
+        };
+        chosen.cost_per_query = chosen.cost(rows);
+        chosen
+    }
+
+    /// What these rows cost on average; `None` when the goal is a share, or there are no rows.
+    fn cost(&self, rows: &[Scored]) -> Option<f64> {
+        let cost = |row: &Scored| {
+            let costs = self.goal.costs(&self.per_label[row.predicted].label)?;
+            Some(match is_routed(&self.per_label, row) {
+                false => costs.triage,
+                true if row.right => 0.0,
+                true => costs.wrong,
+            })
+        };
+        let total: f64 = rows.iter().map(cost).sum::<Option<f64>>()?;
+        (!rows.is_empty()).then(|| total / rows.len() as f64)
     }
 
     /// What to do with a query predicted as `label` (an index) with this probability.
@@ -121,9 +160,12 @@ fn decide(label: &LabelThreshold, probability: f64) -> Decision {
     }
 }
 
+fn is_routed(per_label: &[LabelThreshold], row: &Scored) -> bool {
+    row.in_scope && decide(&per_label[row.predicted], row.probability) == Decision::Route
+}
+
 fn count_routed(per_label: &[LabelThreshold], rows: &[Scored]) -> (usize, usize) {
-    let routed =
-        rows.iter().filter(|row| decide(&per_label[row.predicted], row.probability) == Decision::Route);
+    let routed = rows.iter().filter(|row| is_routed(per_label, row));
     routed.fold((0, 0), |(routed, right), row| (routed + 1, right + usize::from(row.right)))
 }
 
@@ -154,7 +196,14 @@ mod tests {
     use super::*;
 
     fn rows(predicted: usize, scored: &[(f64, bool)]) -> Vec<Scored> {
-        scored.iter().map(|&(probability, right)| Scored { predicted, probability, right }).collect()
+        scored
+            .iter()
+            .map(|&(probability, right)| Scored { predicted, probability, right, in_scope: true })
+            .collect()
+    }
+
+    fn share(target: f64) -> Goal {
+        Goal::Precision { target }
     }
 
     fn labels() -> Vec<String> {
@@ -185,7 +234,7 @@ mod tests {
             (0.60, true),
             (0.50, false),
         ];
-        let thresholds = Thresholds::choose(&labels(), &rows(0, &billing), 0.75);
+        let thresholds = Thresholds::choose(&labels(), &rows(0, &billing), &share(0.75), None);
         assert_eq!(thresholds.per_label[0].threshold, Some(0.60));
         assert_eq!(thresholds.per_label[0].source, ThresholdSource::Label);
         assert_eq!(thresholds.global, Some(0.60));
@@ -199,31 +248,61 @@ mod tests {
     #[test]
     fn a_target_of_97_percent_takes_33_right_rows() {
         let right = |n: usize| rows(0, &vec![(0.9, true); n]);
-        assert_eq!(Thresholds::choose(&labels(), &right(32), 0.97).global, None);
-        assert_eq!(Thresholds::choose(&labels(), &right(33), 0.97).global, Some(0.9));
+        assert_eq!(Thresholds::choose(&labels(), &right(32), &share(0.97), None).global, None);
+        assert_eq!(Thresholds::choose(&labels(), &right(33), &share(0.97), None).global, Some(0.9));
     }
 
     #[test]
     fn a_label_that_is_never_good_enough_goes_to_triage_alone() {
         let mut all = rows(0, &vec![(0.8, true); 400]);
         all.extend(rows(1, &[(0.95, false), (0.9, true)].repeat(50)));
-        let thresholds = Thresholds::choose(&labels(), &all, 0.97);
+        let thresholds = Thresholds::choose(&labels(), &all, &share(0.97), None);
         assert_eq!(thresholds.per_label[0].threshold, Some(0.8));
         assert_eq!(thresholds.per_label[1].threshold, None);
         assert_eq!(thresholds.decide(1, 1.0), Decision::Triage);
         assert!((thresholds.precision - 1.0).abs() < 1e-12);
     }
 
+    /// A mistake costs 10, a look 1, so routing pays from 90% on; a wrong claim costs 40, so there from 97.5% on.
+    ///
+    /// | predicted | probability | right | decision | cost |
+    /// |-----------|-------------|-------|----------|------|
+    /// | billing   | 0.95        | yes   | route    | 0    |
+    /// | billing   | 0.92        | no    | route    | 10   |
+    /// | billing   | 0.85        | yes   | triage   | 1    |
+    /// | claims    | 0.95        | yes   | triage   | 1    |
+    /// | claims    | 0.99        | yes   | route    | 0    |
+    ///
+    /// 12 over five rows: 2.4 a query.
+    #[test]
+    fn the_written_out_costs() {
+        let costs = |wrong, triage| crate::calibration::Costs { wrong, triage };
+        let cost_of = std::collections::BTreeMap::from([("claims".to_owned(), costs(40.0, 1.0))]);
+        let goal = Goal::Cost { cost: costs(10.0, 1.0), cost_of };
+        let mut all = rows(0, &[(0.95, true), (0.92, false), (0.85, true)]);
+        all.extend(rows(1, &[(0.95, true), (0.99, true)]));
+        let thresholds = Thresholds::choose(&labels(), &all, &goal, Some(2));
+        assert_eq!(thresholds.per_label[0].threshold, Some(0.9));
+        assert_eq!(thresholds.per_label[1].threshold, Some(0.975));
+        assert_eq!(thresholds.decide(2, 1.0), Decision::Triage, "there is nobody to route to");
+        assert!((thresholds.cost_per_query.unwrap() - 2.4).abs() < 1e-12, "{thresholds:?}");
+        assert!((thresholds.coverage - 0.6).abs() < 1e-12);
+        all[0].in_scope = false;
+        let refused = Thresholds::choose(&labels(), &all, &goal, Some(2));
+        assert!((refused.cost_per_query.unwrap() - 2.6).abs() < 1e-12, "a look instead of a right answer");
+        assert!((refused.coverage - 0.4).abs() < 1e-12);
+    }
+
     #[test]
     fn equal_probabilities_are_routed_together() {
         let mut all = rows(0, &[(0.9, true); 40]);
         all.extend(rows(0, &[(0.9, false); 10]));
-        assert_eq!(Thresholds::choose(&labels(), &all, 0.97).global, None);
+        assert_eq!(Thresholds::choose(&labels(), &all, &share(0.97), None).global, None);
     }
 
     #[test]
     fn no_rows_route_nothing() {
-        let thresholds = Thresholds::choose(&labels(), &[], 0.97);
+        let thresholds = Thresholds::choose(&labels(), &[], &share(0.97), None);
         assert_eq!(thresholds.decide(0, 1.0), Decision::Triage);
         assert!(thresholds.coverage.abs() < 1e-12 && thresholds.precision.abs() < 1e-12);
     }

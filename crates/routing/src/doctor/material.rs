@@ -3,6 +3,7 @@
 use super::{Case, CheckOptions, FileSummary, Finding, FindingKind, Lengths, RowCase, Severity, Unit};
 use crate::duplicates::Groups;
 use crate::example::{Dataset, Example, Place};
+use crate::quantile;
 
 /// Characters of a text that are kept as evidence.
 const EVIDENCE: usize = 200;
@@ -55,11 +56,7 @@ impl<'a> Material<'a> {
         let mut lengths: Vec<usize> =
             pairs.filter(|((of, _), _)| *of == file).map(|(_, &length)| length).collect();
         lengths.sort_unstable();
-        // The smallest length that at least this share of the texts does not exceed.
-        let quantile = |share: f64| {
-            let rank = (share * lengths.len() as f64).ceil() as usize;
-            lengths.get(rank.saturating_sub(1)).copied().unwrap_or(0)
-        };
+        let quantile = |share: f64| quantile(&lengths, share).unwrap_or(0);
         FileSummary {
             path: data.path.display().to_string(),
             name: self.names[file].clone(),

@@ -1,8 +1,9 @@
-//! The reliability diagram and the coverage curve as inline SVG, coloured by the page's style sheet.
+//! Reliability, coverage, scope and cascade as inline SVG, coloured by the page's style sheet.
 
-use super::format::{count, percent};
-use super::{CoveragePoint, ModelSection};
+use super::format::{count, percent, usd};
+use super::{ModelSection, ScopeSection};
 use crate::calibration::{BINS, Reliability};
+use crate::cascade::Cascade;
 use maud::{Markup, html};
 use std::fmt::Write;
 
@@ -53,10 +54,7 @@ pub(super) fn reliability_diagram(reliability: &Reliability) -> Markup {
 
 /// Accuracy of what is routed by how much is routed: the judged model in the accent colour, others in grey.
 pub(super) fn coverage_chart(models: &[ModelSection], judged: usize, target: Option<f64>) -> Markup {
-    let lowest =
-        models.iter().flat_map(|model| &model.coverage).map(|point| point.accuracy).fold(1.0, f64::min);
-    // to the next lower tenth, so that the gridlines are round numbers
-    let low = ((lowest * 10.0 - 0.2).floor() / 10.0).clamp(0.0, 0.9);
+    let low = floor(models.iter().flat_map(|model| &model.coverage).map(|point| point.accuracy));
     let others =
         models.iter().enumerate().filter(|&(index, model)| index != judged && !model.coverage.is_empty());
     html! {
@@ -68,27 +66,80 @@ pub(super) fn coverage_chart(models: &[ModelSection], judged: usize, target: Opt
                 }
             }
             @for (_, model) in others {
-                path class="curve other" d=(curve(low, &model.coverage)) { title { (model.name) } }
+                path class="curve other" d=(curve(low, covered(model))) { title { (model.name) } }
             }
-            path class="curve" d=(curve(low, &models[judged].coverage)) { title { (models[judged].name) } }
+            path class="curve" d=(curve(low, covered(&models[judged]))) { title { (models[judged].name) } }
             @for point in models[judged].coverage.iter().step_by(4) {
-                circle class="hover" cx=(x_at(point.coverage)) cy=(y_at(point.accuracy, low)) r="5" {
-                    title {
-                        "probability " (format!("{:.3}", point.threshold)) " or more: " (percent(point.coverage))
-                        " routed, " (percent(point.accuracy)) " right"
-                    }
-                }
+                (hover(point.coverage, point.accuracy, low, &format!("probability {:.3} or more: {} routed, {} right",
+                    point.threshold, percent(point.coverage), percent(point.accuracy))))
             }
         }
     }
 }
 
-fn curve(low: f64, points: &[CoveragePoint]) -> String {
+fn covered(model: &ModelSection) -> impl Iterator<Item = (f64, f64)> + '_ {
+    model.coverage.iter().map(|point| (point.coverage, point.accuracy))
+}
+
+/// In-scope accuracy by out-of-scope recall, with the point of the rule that was chosen on validation rows.
+pub(super) fn scope_chart(scope: &ScopeSection) -> Markup {
+    let points = || scope.curve.iter().map(|(_, scores)| (scores.recall, scores.in_scope_accuracy));
+    let low = floor(points().map(|point| point.1).filter(|accuracy| *accuracy > 0.0));
+    html! {
+        svg class="chart" viewBox="0 0 440 340" role="img" aria-label="In-scope accuracy by out-of-scope recall" {
+            (axes(low, "Out-of-scope queries recognised", "In-scope queries right"))
+            path class="curve" d=(curve(low, points())) {}
+            @for (threshold, scores) in scope.curve.iter().step_by(4) {
+                (hover(scores.recall, scores.in_scope_accuracy, low, &format!(
+                    "threshold {threshold:.3}: {} of the in-scope rows right, {} of the others recognised",
+                    percent(scores.in_scope_accuracy), percent(scores.recall))))
+            }
+            circle class="chosen" cx=(x_at(scope.scores.recall)) cy=(y_at(scope.scores.in_scope_accuracy, low)) r="6" {
+                title { "as it answers" }
+            }
+        }
+    }
+}
+
+/// Accuracy by the share of queries that go on to the large model, with the chosen point.
+pub(super) fn cascade_chart(cascade: &Cascade) -> Markup {
+    let points = || cascade.points.iter().map(|point| (point.share, point.accuracy));
+    let low = floor(points().map(|point| point.1));
+    let chosen = cascade.point();
+    html! {
+        svg class="chart" viewBox="0 0 440 340" role="img" aria-label="Accuracy by share asked of the large model" {
+            (axes(low, "Share of queries that go on", "Share of all queries right"))
+            path class="curve" d=(curve(low, points())) {}
+            @for point in cascade.points.iter().step_by(2) {
+                (hover(point.share, point.accuracy, low, &format!(
+                    "below probability {:.3}: {} go on, {} right{}", point.threshold.min(1.0), percent(point.share),
+                    percent(point.accuracy),
+                    point.cost_per_1000.map_or(String::new(), |cost| format!(", {} a thousand", usd(cost))))))
+            }
+            circle class="chosen" cx=(x_at(chosen.share)) cy=(y_at(chosen.accuracy, low)) r="6" { title { "chosen" } }
+        }
+    }
+}
+
+/// A place on a curve that tells its numbers when pointed at.
+fn hover(share: f64, height: f64, low: f64, title: &str) -> Markup {
+    html! {
+        circle class="hover" cx=(x_at(share)) cy=(y_at(height, low)) r="5" { title { (title) } }
+    }
+}
+
+/// Where a vertical axis begins: the next lower tenth, so that the gridlines are round numbers.
+fn floor(heights: impl Iterator<Item = f64>) -> f64 {
+    ((heights.fold(1.0, f64::min) * 10.0 - 0.2).floor() / 10.0).clamp(0.0, 0.9)
+}
+
+/// A line through points of (horizontal, vertical) shares.
+fn curve(low: f64, points: impl Iterator<Item = (f64, f64)>) -> String {
     let mut path = String::new();
-    for (index, point) in points.iter().enumerate() {
+    for (index, (share, height)) in points.enumerate() {
         let step = if index == 0 { 'M' } else { 'L' };
         // writing to a `String` cannot fail
-        let _ = write!(path, "{step}{} {}", x_at(point.coverage), y_at(point.accuracy, low));
+        let _ = write!(path, "{step}{} {}", x_at(share), y_at(height, low));
     }
     path
 }

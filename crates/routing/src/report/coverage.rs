@@ -39,7 +39,7 @@ pub fn coverage_curve(mut rows: Vec<(f64, bool)>) -> Vec<CoveragePoint> {
 }
 
 /// Evenly spaced points, the first and the last among them.
-fn thin(points: Vec<CoveragePoint>) -> Vec<CoveragePoint> {
+pub(super) fn thin<T: Copy>(points: Vec<T>) -> Vec<T> {
     if points.len() <= POINTS {
         return points;
     }

@@ -33,6 +33,15 @@ pub(super) fn seconds(seconds: Option<f64>) -> String {
     }
 }
 
+/// A price as `2.10 USD`, small ones with two digits that count: `0.00056 USD`.
+pub fn usd(price: f64) -> String {
+    if price.abs() >= 0.995 || price == 0.0 {
+        return format!("{price:.2} USD");
+    }
+    let decimals = (1.0 - price.abs().log10().floor()).clamp(2.0, 9.0) as usize;
+    format!("{price:.decimals$} USD")
+}
+
 /// At most `most` characters, the last one an ellipsis where some were cut.
 pub(super) fn shorten(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
@@ -54,6 +63,10 @@ mod tests {
         assert_eq!(
             times.map(seconds),
             ["–", "4.0 ms", "250 ms", "4.0 s", "1 min 0 s", "1 min 23 s", "2 h 2 min"]
+        );
+        assert_eq!(
+            [2.1, 0.25, 0.000556, 0.0, 12.345].map(usd),
+            ["2.10 USD", "0.25 USD", "0.00056 USD", "0.00 USD", "12.35 USD"]
         );
         assert_eq!((shorten("déjà", 4), shorten("déjà vu", 6)), ("déjà".into(), "déjà…".into()));
     }

@@ -1,12 +1,13 @@
 //! The report as one HTML page: no network, no fonts to load, readable without its few lines of script.
 
-use super::format::{count, percent, seconds};
+use super::format::{count, percent, seconds, usd};
 use super::section::model_section;
+use super::versus::{cascade, comparisons, models_table, suspects};
 use super::{ModelSection, Provenance, Report};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 const STYLE: &str = include_str!("style.css");
-const SCRIPT: &str = include_str!("sort.js");
+const SCRIPT: &str = include_str!("page.js");
 /// Nothing is loaded from anywhere, whatever a label or a query may contain.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
 
@@ -28,6 +29,8 @@ impl Report {
                     main {
                         (header(self))
                         @if self.models.len() > 1 { (models_table(&self.models)) }
+                        @if !self.comparisons.is_empty() { (comparisons(self)) }
+                        @for it in &self.cascades { (cascade(it)) }
                         @for (index, model) in self.models.iter().enumerate() {
                             @if index == 0 {
                                 (model_section(&self.models, index))
@@ -38,6 +41,7 @@ impl Report {
                                 }
                             }
                         }
+                        @if let Some(found) = self.suspects_found { (suspects(found, &self.suspects)) }
                         (provenance(&self.made))
                     }
                     script { (PreEscaped(SCRIPT)) }
@@ -48,30 +52,48 @@ impl Report {
     }
 }
 
-/// The title, the findings, and the judged model's numbers in large type.
+/// The title, the judged model's numbers in large type, and the findings in words.
 fn header(report: &Report) -> Markup {
     html! {
         header {
             p class="eyebrow" { "Evaluation report" }
             h1 { (report.title) }
-            @for comparison in &report.comparisons {
-                p class="lead" { (comparison.sentence()) }
-            }
-            @if let Some(model) = report.models.first() {
-                dl class="numbers" {
-                    (number("Accuracy", &percent(model.metrics.accuracy), &format!(
-                        "95% interval {} to {}, {} rows", percent(model.accuracy_interval.low),
-                        percent(model.accuracy_interval.high), count(model.metrics.n))))
-                    (number("Macro F1", &percent(model.metrics.macro_avg.f1), &format!(
-                        "over {} labels; weighted {}", model.metrics.per_label.len(), percent(model.metrics.weighted.f1))))
-                    @if let Some(reliability) = &model.reliability {
-                        (number("Calibration error", &percent(reliability.ece), "mean gap between probability and share right"))
-                    }
-                    @if let (Some(routed), Some(thresholds)) = (model.routed, &model.thresholds) {
-                        (number("Routed unaided", &percent(routed.coverage), &format!(
-                            "{} of it right, {} wanted", percent(routed.precision), percent(thresholds.target))))
-                    }
+            @if let Some((first, rest)) = report.summary.split_first() {
+                p class="lead" { (first) }
+                @if let Some(model) = report.models.first() { (numbers(model)) }
+                @if !rest.is_empty() {
+                    ul class="findings" { @for sentence in rest { li { (sentence) } } }
                 }
+            }
+        }
+    }
+}
+
+fn numbers(model: &ModelSection) -> Markup {
+    html! {
+        dl class="numbers" {
+            (number("Accuracy", &percent(model.metrics.accuracy), &format!(
+                "95% interval {} to {}, {} rows", percent(model.accuracy_interval.low),
+                percent(model.accuracy_interval.high), count(model.metrics.n))))
+            (number("Macro F1", &percent(model.metrics.macro_avg.f1), &format!(
+                "over {} labels; weighted {}", model.metrics.per_label.len(), percent(model.metrics.weighted.f1))))
+            @if let Some(reliability) = &model.reliability {
+                (number("Calibration error", &percent(reliability.ece), "mean gap between probability and share right"))
+            }
+            @if let (Some(routed), Some(thresholds)) = (model.routed, &model.thresholds) {
+                (number("Routed unaided", &percent(routed.coverage), &format!(
+                    "{} of it right; thresholds for {}", percent(routed.precision), thresholds.goal.describe())))
+            }
+            @if let Some(scope) = &model.scope {
+                (number("Out of scope", &percent(scope.scores.recall), &format!(
+                    "recognised, at {} in-scope accuracy", percent(scope.scores.in_scope_accuracy))))
+            }
+            @if let Some(latency) = model.latency {
+                (number("One query", &seconds(Some(latency.p50_s)), &format!(
+                    "at the median, 95% within {}", seconds(Some(latency.p95_s)))))
+            }
+            @if let Some(cost) = &model.cost {
+                (number("1,000 queries", &usd(cost.per_1000), &cost.basis))
             }
         }
     }
@@ -81,51 +103,10 @@ fn number(name: &str, value: &str, note: &str) -> Markup {
     html! {
         div {
             dt { (name) }
-            dd { (value) }
+            // the unit in small type
+            @let (digits, unit) = value.split_once(' ').unwrap_or((value, ""));
+            dd { (digits) @if !unit.is_empty() { small { " " (unit) } } }
             dd class="note" { (note) }
-        }
-    }
-}
-
-/// All models side by side, with their accuracy intervals on one scale.
-fn models_table(models: &[ModelSection]) -> Markup {
-    let low = models.iter().map(|model| model.accuracy_interval.low).fold(1.0, f64::min);
-    let high = models.iter().map(|model| model.accuracy_interval.high).fold(0.0, f64::max);
-    let at = |share: f64| format!("{:.1}", 6.0 + 118.0 * (share - low) / (high - low).max(f64::EPSILON));
-    html! {
-        section {
-            h2 { "Models on the same rows" }
-            div class="scroll" {
-                table {
-                    thead {
-                        tr {
-                            th class="name" { "Model" } th class="n" { "Accuracy" } th { "95% interval" } th class="n" { "Macro F1" }
-                            th class="n" { "Weighted F1" } th class="n" { "Training" } th class="n" { "Answering" }
-                        }
-                    }
-                    tbody {
-                        @for (index, model) in models.iter().enumerate() {
-                            @let interval = model.accuracy_interval;
-                            tr class=[(index == 0).then_some("judged")] {
-                                td class="name" { (model.name) }
-                                td class="n strong" { (percent(model.metrics.accuracy)) }
-                                td {
-                                    svg class="interval" viewBox="0 0 130 16" width="130" height="16" role="img"
-                                        aria-label=(format!("{} to {}", percent(interval.low), percent(interval.high))) {
-                                        line x1=(at(interval.low)) x2=(at(interval.high)) y1="8" y2="8" {}
-                                        circle cx=(at(model.metrics.accuracy)) cy="8" r="4.5" {}
-                                    }
-                                    span class="muted" { (format!("{:.1}–{:.1}", interval.low * 100.0, interval.high * 100.0)) }
-                                }
-                                td class="n" { (percent(model.metrics.macro_avg.f1)) }
-                                td class="n" { (percent(model.metrics.weighted.f1)) }
-                                td class="n" { (seconds(model.seconds.train)) }
-                                td class="n" { (seconds(model.seconds.evaluate)) }
-                            }
-                        }
-                    }
-                }
-            }
         }
     }
 }
@@ -155,7 +136,7 @@ fn provenance(made: &Provenance) -> Markup {
             }
             p class="muted" {
                 "Metrics follow scikit-learn; a score whose denominator is zero counts as 0. Accuracy intervals are Wilson's, "
-                "differences carry a paired bootstrap interval, and McNemar's test is exact."
+                "differences carry a paired bootstrap interval, and McNemar's test is exact. The calibration error has 15 equal bins."
             }
         }
     }

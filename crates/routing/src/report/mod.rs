@@ -1,81 +1,76 @@
 //! The report of an evaluation: one value, rendered as a self-contained HTML page, as Markdown, or as JSON.
 
 mod charts;
-mod confusion_chart;
 mod coverage;
+mod disagreement;
 mod format;
 mod html;
 mod markdown;
+mod matrix;
+mod mistakes;
+mod model;
 mod prediction;
 mod section;
+mod summary;
+mod versus;
 
-use crate::calibration::{Calibration, Decision, Reliability, Thresholds};
-use crate::compare::{Comparison, Interval, wilson};
-use crate::metrics::Metrics;
+use crate::cascade::Cascade;
+use crate::compare::{Answers, Comparison};
+use crate::suspects::Suspect;
 pub use coverage::{CoveragePoint, coverage_curve};
+pub use disagreement::Disagreement;
+pub use format::usd;
+pub use mistakes::{Mistake, Nearest, Training};
+pub use model::{Cost, Latency, ModelSection, Routed, ScopeSection, Seconds};
 pub use prediction::{Alternative, Prediction};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
 
 /// Mistakes listed in a report, the most confident first.
 pub const MISTAKES: usize = 20;
+/// Suspects listed in a report, the surest first.
+pub const SUSPECTS: usize = 20;
+/// Seed of the bootstrap.
+const SEED: u64 = 0;
 
 /// Everything a report says, in the order it says it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// What was judged, e.g. "Insurance queries to departments".
     pub title: String,
+    /// What follows, in plain words.
+    pub summary: Vec<String>,
     /// The models, the judged one first, baselines after it.
     pub models: Vec<ModelSection>,
     /// The first model against each of the others, on the same rows.
     pub comparisons: Vec<Comparison>,
+    /// Where the first model and each of the others say different things.
+    pub disagreements: Vec<Disagreement>,
+    /// The first model with a large one behind it.
+    pub cascades: Vec<Cascade>,
+    /// Training rows whose label may be wrong, at most [`SUSPECTS`].
+    pub suspects: Vec<Suspect>,
+    /// How many there are; `None` where nobody looked.
+    pub suspects_found: Option<usize>,
     /// How the numbers came about.
     pub made: Provenance,
 }
 
-/// One model's results.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ModelSection {
-    /// The model's name.
-    pub name: String,
-    /// Wall time.
-    pub seconds: Seconds,
-    /// Further facts in the order to show them: parameters, device, cost per 1,000 queries.
-    pub facts: Vec<Fact>,
-    /// Its scores.
-    pub metrics: Metrics,
-    /// Wilson's interval of the accuracy.
-    pub accuracy_interval: Interval,
-    /// Confidence against accuracy on the evaluated rows; `None` for a model that gives no probabilities.
-    pub reliability: Option<Reliability>,
-    /// Accuracy of the most confident rows, by how many they are; empty without probabilities.
-    pub coverage: Vec<CoveragePoint>,
-    /// The temperature that was fitted on validation rows.
-    pub calibration: Option<Calibration>,
-    /// The thresholds that were chosen on validation rows.
-    pub thresholds: Option<Thresholds>,
-    /// What those thresholds do on the evaluated rows.
-    pub routed: Option<Routed>,
-    /// Wrong rows, the most confident first, at most [`MISTAKES`].
-    pub mistakes: Vec<Prediction>,
+/// A model's results with the rows that they were counted from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Judged {
+    /// The results.
+    pub section: ModelSection,
+    /// The rows.
+    pub rows: Vec<Prediction>,
 }
 
-/// The part of the evaluated rows that the thresholds let through.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Routed {
-    /// Share of all rows that is routed without a person.
-    pub coverage: f64,
-    /// Share of the routed rows that is right; 0 when none is routed.
-    pub precision: f64,
-}
-
-/// Wall times of one model, in seconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Seconds {
-    /// Training; `None` where nothing was trained.
-    pub train: Option<f64>,
-    /// Answering all evaluated rows.
-    pub evaluate: Option<f64>,
+/// What a report says beside the models' results.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Findings {
+    /// The first model with a large one behind it.
+    pub cascades: Vec<Cascade>,
+    /// Training rows whose label may be wrong, the surest suspicion first; `None` where nobody looked.
+    pub suspects: Option<Vec<Suspect>>,
 }
 
 /// A named value, already formatted.
@@ -94,13 +89,13 @@ pub struct Provenance {
     pub command: String,
     /// The seed of everything random.
     pub seed: u64,
-    /// The data files and models read.
+    /// The data files, models and prompts that it was made from.
     pub inputs: Vec<Input>,
     /// Programs and libraries with their versions, and the machine.
     pub versions: Vec<Fact>,
 }
 
-/// A file or folder that the report was made from.
+/// A file, folder or prompt that the report was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {
     /// Its part: "training data", "test data", "base model".
@@ -113,70 +108,44 @@ pub struct Input {
     pub sha256: String,
 }
 
-impl ModelSection {
-    /// Judges a model's predictions; `known` orders the labels. Facts and calibration are left empty for
-    /// the caller to fill, thresholds for [`ModelSection::with_thresholds`].
-    pub fn new(name: &str, known: &[String], predictions: &[Prediction], seconds: Seconds) -> Self {
-        let rows: Vec<(&str, &str)> =
-            predictions.iter().map(|row| (row.label.as_str(), row.predicted.as_str())).collect();
-        let metrics = Metrics::from_names(known, &rows);
-        let scored: Option<Vec<(f64, bool)>> =
-            predictions.iter().map(|row| Some((row.probability?, row.is_right()))).collect();
-        let mut mistakes: Vec<Prediction> =
-            predictions.iter().filter(|row| !row.is_right()).cloned().collect();
-        // stable, so rows of equal probability keep the order of the data
-        mistakes.sort_by(|a, b| b.probability.unwrap_or(0.0).total_cmp(&a.probability.unwrap_or(0.0)));
-        mistakes.truncate(MISTAKES);
-        Self {
-            name: name.to_owned(),
-            seconds,
-            facts: Vec::new(),
-            accuracy_interval: wilson(
-                rows.iter().filter(|(truth, predicted)| truth == predicted).count(),
-                rows.len(),
-            ),
-            metrics,
-            reliability: scored.as_ref().map(|rows| Reliability::measure(rows.iter().copied())),
-            coverage: scored.map(coverage_curve).unwrap_or_default(),
-            calibration: None,
-            thresholds: None,
-            routed: None,
-            mistakes,
+impl Report {
+    /// Puts the first model beside the others, which answered the same rows, and says in words what that shows.
+    ///
+    /// # Panics
+    /// When the models have different numbers of rows.
+    pub fn new(title: String, judged: &[Judged], findings: Findings, made: Provenance) -> Self {
+        let (mut comparisons, mut disagreements) = (Vec::new(), Vec::new());
+        if let Some((first, others)) = judged.split_first() {
+            let truth: Vec<&str> = first.rows.iter().map(|row| row.label.as_str()).collect();
+            for other in others {
+                let [a, b] = [first, other].map(|model| column(&model.rows));
+                let answers = |model, predicted| Answers { name: model, predicted };
+                let (name, against) = (&first.section.name, &other.section.name);
+                comparisons.push(Comparison::new(&truth, answers(name, &a), answers(against, &b), SEED));
+                disagreements.push(Disagreement::new(first, other));
+            }
         }
-    }
-
-    /// Adds thresholds, and what they do on the same predictions.
-    #[must_use]
-    pub fn with_thresholds(mut self, thresholds: Thresholds, predictions: &[Prediction]) -> Self {
-        self.routed = Some(Routed::measure(&thresholds, predictions));
-        self.thresholds = Some(thresholds);
-        self
+        let suspects_found = findings.suspects.as_ref().map(Vec::len);
+        let mut suspects = findings.suspects.unwrap_or_default();
+        suspects.truncate(SUSPECTS);
+        let mut report = Self {
+            title,
+            summary: Vec::new(),
+            models: judged.iter().map(|model| model.section.clone()).collect(),
+            comparisons,
+            disagreements,
+            cascades: findings.cascades,
+            suspects,
+            suspects_found,
+            made,
+        };
+        report.summary = summary::sentences(&report);
+        report
     }
 }
 
-impl Routed {
-    /// Applies thresholds to judged rows; a row without probability, or whose predicted label has no
-    /// threshold, is not routed.
-    pub fn measure(thresholds: &Thresholds, predictions: &[Prediction]) -> Self {
-        let index: HashMap<&str, usize> = thresholds
-            .per_label
-            .iter()
-            .enumerate()
-            .map(|(index, label)| (label.label.as_str(), index))
-            .collect();
-        let passes = |row: &&Prediction| {
-            let known = index.get(row.predicted.as_str()).zip(row.probability);
-            known
-                .is_some_and(|(&label, probability)| thresholds.decide(label, probability) == Decision::Route)
-        };
-        let (mut routed, mut right) = (0usize, 0usize);
-        for row in predictions.iter().filter(passes) {
-            routed += 1;
-            right += usize::from(row.is_right());
-        }
-        let share = |part: usize, whole: usize| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
-        Self { coverage: share(routed, predictions.len()), precision: share(right, routed) }
-    }
+fn column(rows: &[Prediction]) -> Vec<&str> {
+    rows.iter().map(|row| row.predicted.as_str()).collect()
 }
 
 impl Fact {

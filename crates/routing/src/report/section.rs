@@ -1,9 +1,10 @@
 //! One model's part of the HTML page.
 
-use super::charts::{coverage_chart, reliability_diagram};
-use super::confusion_chart::confusion_chart;
-use super::format::{count, percent, seconds};
-use super::{ModelSection, Prediction};
+use super::charts::{coverage_chart, reliability_diagram, scope_chart};
+use super::format::{count, percent, seconds, usd};
+use super::matrix::confusion_matrix;
+use super::{Mistake, ModelSection, ScopeSection};
+use crate::calibration::{Goal, Thresholds};
 use crate::metrics::{LabelScores, Metrics};
 use maud::{Markup, html};
 
@@ -16,52 +17,65 @@ pub(super) fn model_section(models: &[ModelSection], index: usize) -> Markup {
     html! {
         (facts(model))
         @if model.metrics.n > 0 {
-            (confusion(&model.metrics))
+            (confusion(&model.metrics, index))
             @if model.reliability.is_some() { (probabilities(models, index)) }
-            (labels(&model.metrics))
+            @if let Some(scope) = &model.scope { (scope_part(scope)) }
+            (labels(model))
             @if !model.mistakes.is_empty() { (mistakes(&model.mistakes)) }
         }
     }
 }
 
+/// What is known of a model beside its scores, as name and value.
+pub(super) fn named_facts(model: &ModelSection) -> Vec<(&str, String)> {
+    let timed = [("Training", model.seconds.train), ("Answering all rows", model.seconds.evaluate)];
+    let mut facts: Vec<(&str, String)> = timed
+        .into_iter()
+        .filter(|(_, time)| time.is_some())
+        .map(|(name, time)| (name, seconds(time)))
+        .collect();
+    if let Some(it) = &model.latency {
+        let [p50, p95] = [it.p50_s, it.p95_s].map(|time| seconds(Some(time)));
+        facts.push(("One query alone", format!("p50 {p50}, p95 {p95}")));
+    }
+    if let Some(cost) = &model.cost {
+        facts.push(("1,000 queries", format!("{} ({})", usd(cost.per_1000), cost.basis)));
+    }
+    facts.extend(model.facts.iter().map(|fact| (fact.name.as_str(), fact.value.clone())));
+    facts
+}
+
 fn facts(model: &ModelSection) -> Markup {
-    let timed = [("Training", model.seconds.train), ("Answering", model.seconds.evaluate)];
     html! {
         section class="facts" {
             h2 { (model.name) }
             dl {
-                @for (name, time) in timed.into_iter().filter(|(_, time)| time.is_some()) {
-                    div { dt { (name) } dd { (seconds(time)) } }
-                }
-                @for fact in &model.facts {
-                    div { dt { (fact.name) } dd { (fact.value) } }
+                @for (name, value) in named_facts(model) {
+                    div { dt { (name) } dd { (value) } }
                 }
             }
         }
     }
 }
 
-fn confusion(metrics: &Metrics) -> Markup {
+fn confusion(metrics: &Metrics, index: usize) -> Markup {
+    let pairs = mix_ups(metrics);
     html! {
         section {
             h3 { "Where queries went" }
             p class="muted" {
                 "Each row is a true label, each column what the model said. "
-                span class="key hit" {} " right, " span class="key miss" {} " mistaken; the stronger the shade, the larger its share of the row."
+                span class="key hit" {} " right, " span class="key miss" {}
+                " mistaken; the stronger the shade, the larger the share."
             }
-            div class="matrix" {
-                (confusion_chart(&metrics.confusion))
-                @let pairs = mix_ups(metrics);
-                @if !pairs.is_empty() {
-                    div class="mix-ups" {
-                        h4 { "Mixed up most" }
-                        ol class="pairs" {
-                            @for (truth, predicted, wrong, support) in pairs {
-                                li {
-                                    span class="pair" { b { (truth) } " taken for " b { (predicted) } }
-                                    span class="muted" { (wrong) " of " (support) }
-                                }
-                            }
+            (confusion_matrix(&metrics.confusion, index))
+            @if !pairs.is_empty() {
+                h4 { "Mixed up most" }
+                ol class="pairs" {
+                    @for (truth, predicted, wrong, support) in pairs {
+                        li {
+                            span class="pair" { b { (truth) } " taken for " b { (predicted) } }
+                            span class="muted" { (wrong) " of " (support) }
                         }
                     }
                 }
@@ -94,48 +108,68 @@ pub(super) struct LabelErrors<'a> {
     pub(super) label: &'a LabelScores,
     /// Rows of the label that were predicted as another.
     pub(super) missed: usize,
+    /// Rows of other labels that were predicted as this one.
+    pub(super) received: usize,
     /// The label they were most often taken for, and how often.
     pub(super) taken_for: Option<(&'a str, usize)>,
 }
 
-/// All labels, the ones with the most missed rows first.
+/// All labels, those first that cost most: whose own rows went elsewhere, or that got rows of others.
 pub(super) fn labels_by_errors(metrics: &Metrics) -> Vec<LabelErrors<'_>> {
     let confusion = &metrics.confusion;
-    let errors = |(index, label): (usize, _)| LabelErrors {
-        label,
-        missed: confusion.support(index) - confusion.matrix[index][index],
-        taken_for: confusion.most_confused(index),
+    let errors = |(index, label): (usize, _)| {
+        let right = confusion.matrix[index][index];
+        LabelErrors {
+            label,
+            missed: confusion.support(index) - right,
+            received: confusion.predicted(index) - right,
+            taken_for: confusion.most_confused(index),
+        }
     };
     let mut labels: Vec<LabelErrors<'_>> = metrics.per_label.iter().enumerate().map(errors).collect();
-    labels.sort_by_key(|label| std::cmp::Reverse(label.missed));
+    labels.sort_by_key(|label| std::cmp::Reverse(label.missed + label.received));
     labels
 }
 
-fn labels(metrics: &Metrics) -> Markup {
-    let columns = ["Label", "Rows", "Missed", "Precision", "Recall", "F1", "Taken most for"];
+/// The probability from which a label is routed, in words.
+pub(super) fn routed_from(thresholds: Option<&Thresholds>, label: &str) -> Option<String> {
+    let found = thresholds?.per_label.iter().find(|threshold| threshold.label == label)?;
+    Some(found.threshold.map_or_else(|| "never".to_owned(), |threshold| format!("{threshold:.3}")))
+}
+
+fn labels(model: &ModelSection) -> Markup {
+    let thresholds = model.thresholds.as_ref();
+    let mut columns = vec!["Label", "Rows", "Missed", "Wrongly sent", "Precision", "Recall", "F1"];
+    columns.extend(thresholds.map(|_| "Routed from"));
+    columns.push("Taken most for");
     html! {
         section {
             h3 { "Label by label" }
-            p class="muted" { "The labels with the most missed rows first." }
+            p class="muted" {
+                "What costs most comes first: a department's own queries that went elsewhere, and those of others that it got."
+            }
             div class="scroll" {
                 table class="sortable" {
                     thead {
                         tr {
                             @for (index, column) in columns.iter().enumerate() {
-                                th class=(if (1..=5).contains(&index) { "n" } else { "name" }) scope="col" { (column) }
+                                @let text = index == 0 || index + 1 == columns.len();
+                                th class=(if text { "name" } else { "n" }) scope="col" { (column) }
                             }
                         }
                     }
                     tbody {
-                        @for LabelErrors { label, missed, taken_for } in labels_by_errors(metrics) {
+                        @for LabelErrors { label, missed, received, taken_for } in labels_by_errors(&model.metrics) {
                             @let scores = label.scores;
                             tr {
                                 td class="name" { (label.label) }
                                 td class="n" { (label.support) }
                                 td class="n strong" { (missed) }
+                                td class="n strong" { (received) }
                                 td class="n" { (format!("{:.3}", scores.precision)) }
                                 td class="n" { (format!("{:.3}", scores.recall)) }
                                 td class="n" { span class="meter" style=(format!("--share:{:.3}", scores.f1)) { (format!("{:.3}", scores.f1)) } }
+                                @if thresholds.is_some() { td class="n" { (routed_from(thresholds, &label.label).unwrap_or_default()) } }
                                 td { @if let Some((other, times)) = taken_for { (other) span class="muted" { " " (times) "×" } } }
                             }
                         }
@@ -146,18 +180,30 @@ fn labels(metrics: &Metrics) -> Markup {
     }
 }
 
-fn mistakes(mistakes: &[Prediction]) -> Markup {
+fn mistakes(mistakes: &[Mistake]) -> Markup {
     html! {
         section {
             h3 { "Most confident mistakes" }
-            p class="muted" { "Either the model is wrong here, or the label in the data is: worth a look either way." }
+            p class="muted" {
+                "Either the model is wrong here, or the label in the data is. Below each, the training rows that are most like it."
+            }
             ol class="mistakes" {
-                @for row in mistakes {
+                @for Mistake { row, nearest } in mistakes {
                     li {
                         p { (row.text) }
                         p class="muted" {
                             "truly " b { (row.label) } ", predicted " b class="wrong" { (row.predicted) }
                             @if let Some(probability) = row.probability { " at " (percent(probability)) }
+                        }
+                        @if !nearest.is_empty() {
+                            ul class="nearest" {
+                                @for near in nearest {
+                                    li {
+                                        span class="alike" title="how alike" { (format!("{:.2}", near.similarity)) }
+                                        span { b { (near.label) } " “" (near.text) "”" }
+                                    }
+                                }
+                            }
                         }
                     }
                 }
@@ -168,7 +214,10 @@ fn mistakes(mistakes: &[Prediction]) -> Markup {
 
 fn probabilities(models: &[ModelSection], index: usize) -> Markup {
     let model = &models[index];
-    let target = model.thresholds.as_ref().map(|thresholds| thresholds.target);
+    let target = model.thresholds.as_ref().and_then(|thresholds| match thresholds.goal {
+        Goal::Precision { target } => Some(target),
+        Goal::Cost { .. } => None,
+    });
     html! {
         section {
             h3 { "How far its probabilities can be trusted" }
@@ -191,10 +240,39 @@ fn probabilities(models: &[ModelSection], index: usize) -> Markup {
                     figcaption {
                         b { "Coverage." } " The more queries are routed without a person, the surest first, the more of them are wrong."
                         @if let (Some(routed), Some(thresholds)) = (model.routed, &model.thresholds) {
-                            " With the thresholds chosen on validation rows for " (percent(thresholds.target))
-                            " right, " (percent(routed.coverage)) " of these rows are routed and "
+                            " With the thresholds chosen on validation rows for " (thresholds.goal.describe())
+                            ", " (percent(routed.coverage)) " of these rows are routed and "
                             (percent(routed.precision)) " of those are right."
                         }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn scope_part(scope: &ScopeSection) -> Markup {
+    let scores = scope.scores;
+    html! {
+        section {
+            h3 { "Queries that no label covers" }
+            div class="charts" {
+                @if !scope.curve.is_empty() { figure { (scope_chart(scope)) } }
+                div {
+                    p {
+                        (percent(scores.in_scope_accuracy)) " of the " (count(scores.in_scope_rows)) " queries in scope are right, "
+                        (percent(scores.recall)) " of the " (count(scores.out_of_scope_rows)) " out of scope (" b { (scope.label) }
+                        ") are recognised, and " (percent(scores.precision)) " of what it holds to be out of scope truly is."
+                    }
+                    @if let Some(rule) = &scope.rule {
+                        p class="muted" {
+                            "The rule was chosen on validation rows alone: below a top probability of " (format!("{:.3}", rule.threshold))
+                            " a query counts as out of scope. There it kept " (percent(rule.validation.in_scope_accuracy))
+                            " in-scope accuracy and recognised " (percent(rule.validation.recall)) "."
+                        }
+                    }
+                    @if !scope.curve.is_empty() {
+                        p class="muted" { "The curve is every other threshold on these rows; the ring is how the model answers." }
                     }
                 }
             }

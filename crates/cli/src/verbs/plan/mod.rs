@@ -1,9 +1,10 @@
 //! `frontdesk plan`: what training and the alternatives will take, before anything is spent.
 
-use std::fmt::Write;
+mod render;
+
 use std::path::PathBuf;
 
-use fewshot::{BreakEven, Endpoint, Hardware, Prices, PromptOptions, Prompts, Structure, TokenCounter};
+use fewshot::{BreakEven, Endpoint, Prices, PromptOptions, Prompts, Structure, TokenCounter};
 use formats::{BaseModel, Tokenizer};
 use kernels::Backend;
 use router::{Recipe, TrainData};
@@ -12,7 +13,7 @@ use serde::Serialize;
 
 use crate::Done;
 use crate::device::{DeviceArgs, on_device};
-use crate::verbs::against::{PriceArgs, ShotArgs, break_even_line};
+use crate::verbs::against::{PriceArgs, ShotArgs};
 use crate::verbs::bench;
 use crate::verbs::train::RecipeArgs;
 use crate::verbs::{FieldArgs, base_path, peak_memory};
@@ -87,6 +88,8 @@ struct Forecast {
     peak_memory_bytes: Option<u64>,
     training_cost: f64,
     queries_per_s: f64,
+    /// USD for 1,000 queries on a machine that is never idle.
+    own_cost_per_1000: f64,
     hardware_per_hour: f64,
     prices_as_of: String,
     models: Vec<Remote>,
@@ -140,6 +143,9 @@ fn forecast<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Forecast> {
         args.test.as_ref().map(|test| routing::read(test, &fields)).transpose()?.map(|test| test.examples);
 
     let measured = args.examples_per_s.is_none();
+    if measured {
+        args.device.check_training()?;
+    }
     let examples_per_s = match args.examples_per_s {
         Some(given) => given,
         None => bench::examples_per_s(backend, path, &args.fields, &args.base, &args.recipe, TIMED_STEPS)?,
@@ -153,13 +159,14 @@ fn forecast<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Forecast> {
         validation_rows,
         labels: labels.len(),
         epochs,
-        training_tokens: training_tokens(data.train(), &recipe, &tokenizer),
+        training_tokens: training_tokens(data.train(), &recipe.system, &|text| count(&tokenizer, text)),
         examples_per_s,
         measured,
         minutes: seconds / 60.0,
         peak_memory_bytes: peak_memory().filter(|_| measured),
         training_cost: prices.hardware.cost(seconds),
         queries_per_s,
+        own_cost_per_1000: prices.hardware.cost(1e3 / queries_per_s),
         hardware_per_hour: prices.hardware.per_hour,
         prices_as_of: prices.as_of.clone(),
         models: Vec::new(),
@@ -188,14 +195,14 @@ fn work(recipe: &Recipe, train: usize, valid: usize) -> f64 {
 }
 
 /// Tokens of the training rows as conversations of system message, query and label.
-fn training_tokens(train: &[Example], recipe: &Recipe, tokenizer: &Tokenizer) -> u64 {
+pub(crate) fn training_tokens(train: &[Example], system: &str, count: &dyn Fn(&str) -> usize) -> u64 {
     // What a chat format puts around three messages.
     const AROUND: usize = 12;
-    let system = count(tokenizer, &recipe.system);
+    let system = count(system);
     let tokens = |example: &Example| {
-        let own = example.system.as_deref().map_or(system, |own| count(tokenizer, own));
-        let history: usize = example.history.iter().map(|turn| count(tokenizer, &turn.text)).sum();
-        (AROUND + own + history + count(tokenizer, &example.text) + count(tokenizer, &example.label)) as u64
+        let own = example.system.as_deref().map_or(system, count);
+        let history: usize = example.history.iter().map(|turn| count(&turn.text)).sum();
+        (AROUND + own + history + count(&example.text) + count(&example.label)) as u64
     };
     train.iter().map(tokens).sum()
 }
@@ -254,75 +261,6 @@ impl Forecast {
             break_even: cost_per_1000.map(|cost| BreakEven::new(prices.hardware, self.queries_per_s, cost)),
             name,
         });
-    }
-
-    fn render(&self) -> String {
-        let mut out = String::new();
-        let mut line = |name: &str, value: String| {
-            let _ = writeln!(out, "{name:<22} {value}");
-        };
-        line(
-            "data",
-            format!(
-                "{} rows to train on, {} to validate on, {} labels",
-                self.training_rows, self.validation_rows, self.labels
-            ),
-        );
-        line(
-            "tokens",
-            format!("{} in the training rows, seen {:.1} times", self.training_tokens, self.epochs),
-        );
-        let how = if self.measured { "measured in a few steps" } else { "as given" };
-        line(
-            "time",
-            format!(
-                "{:.0} minutes at {:.1} examples a second ({how})",
-                self.minutes.max(1.0),
-                self.examples_per_s
-            ),
-        );
-        if let Some(bytes) = self.peak_memory_bytes {
-            line("peak memory", format!("{:.2} GB in these steps", bytes as f64 / 1e9));
-        }
-        line(
-            "money",
-            format!("{:.2} USD on a machine at {} USD an hour", self.training_cost, self.hardware_per_hour),
-        );
-        for model in &self.models {
-            let _ = writeln!(out, "\n{}, {} (prices of {})", model.name, model.shots, self.prices_as_of);
-            out.push_str(&model.render(Hardware { per_hour: self.hardware_per_hour }));
-        }
-        out
-    }
-}
-
-impl Remote {
-    fn render(&self, hardware: Hardware) -> String {
-        let mut out = String::new();
-        let mut line = |name: &str, value: String| {
-            let _ = writeln!(out, "  {name:<20} {value}");
-        };
-        let (prompt, answer) = (self.prompt_tokens, self.answer_tokens);
-        line("tokens a query", format!("{prompt:.0} in, {answer:.0} out, by the base model's tokenizer"));
-        match self.cost_per_1000 {
-            None => line("money", "its price is not known; add it to a file for --prices".to_owned()),
-            Some(cost) => {
-                let batch = self
-                    .batch_cost_per_1000
-                    .map_or_else(String::new, |batch| format!(", {batch:.2} as a batch"));
-                line("1,000 queries", format!("{cost:.2} USD{batch}"));
-            }
-        }
-        if let Some(cost) = self.test_rows_cost {
-            line("the test rows", format!("{cost:.2} USD"));
-        }
-        if let Some(cost) = self.fine_tuning_cost {
-            line("fine-tuning it", format!("{cost:.2} USD for the same data and epochs"));
-        }
-        if let Some(it) = &self.break_even {
-            line("break-even", break_even_line(it, hardware));
-        }
-        out
     }
 }
 
