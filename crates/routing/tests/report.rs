@@ -125,7 +125,7 @@ fn html_shows_the_numbers() {
     assert_eq!((it.both_right, it.only_first, it.only_second, it.both_wrong), (60, 20, 0, 10));
     assert_eq!((it.rows(), it.first_right.iter().flatten().sum::<usize>()), (20, 20));
     assert!(
-        html.contains("30 training rows look wrongly labelled")
+        html.contains("30 training rows may be labelled wrongly")
             && html.matches("of its near copies").count() == 20
     );
     assert!(html.contains("0.0012 USD") && html.contains("20 ms"));

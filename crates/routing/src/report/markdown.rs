@@ -66,7 +66,7 @@ impl Report {
             push_model(&mut out, model);
         }
         if let Some(found) = self.suspects_found {
-            out.push(format!("## Training rows worth a look\n\n{} look wrongly labelled.", count(found)));
+            out.push(format!("## Training rows worth a look\n\n{} may be labelled wrongly.", count(found)));
             let rows = self.suspects.iter().map(|it| {
                 vec![
                     it.row.to_string(),

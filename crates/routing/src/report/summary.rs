@@ -34,9 +34,9 @@ pub(super) fn sentences(report: &Report) -> Vec<String> {
     }
     out.extend(labels(model));
     if let Some(found) = report.suspects_found.filter(|&found| found > 0) {
-        let (rows, look) = if found == 1 { ("row", "looks") } else { ("rows", "look") };
+        let rows = if found == 1 { "row" } else { "rows" };
         out.push(format!(
-            "{} training {rows} {look} wrongly labelled; they are worth a look first.",
+            "{} training {rows} may be labelled wrongly; they are worth a look first.",
             count(found)
         ));
     }

@@ -213,9 +213,9 @@ pub(super) fn suspects(found: usize, suspects: &[Suspect]) -> Markup {
         section {
             h2 { "Training rows worth a look" }
             p class="muted" {
-                @if found == 0 { "No training row looks wrongly labelled." }
+                @if found == 0 { "No training row is suspected to be labelled wrongly." }
                 @else {
-                    (count(found)) " training rows look wrongly labelled: a model that has not seen the row is sure of another label, or "
+                    (count(found)) " training rows may be labelled wrongly: a model that has not seen the row is sure of another label, or "
                     "near copies of it have one. "
                     @if found > suspects.len() { "The " (suspects.len()) " surest; " code { "frontdesk check --suspects FILE" } " writes all, to be corrected." }
                     @else { code { "frontdesk check --suspects FILE" } " writes them, to be corrected." }
