@@ -26,13 +26,13 @@ def write_json(path, value):
     Path(path).write_text(encode(value) + "\n", encoding="utf-8")
 
 
-def update(folder, script, files, **facts):
+def update(folder, script, files, packages=PACKAGES, **facts):
     """Replaces the entry of `script` in folder/manifest.json, and leaves the other scripts' entries alone."""
     path = Path(folder) / "manifest.json"
     entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     entries[script] = {
         **facts,
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in packages},
         "sha256": {str(file.relative_to(folder)): sha256(file) for file in sorted(files)},
     }
     write_json(path, dict(sorted(entries.items())))

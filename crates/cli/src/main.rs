@@ -40,6 +40,8 @@ enum Verb {
     Eval(verbs::eval::Args),
     /// Send queries to departments: arguments, or lines of standard input.
     Route(verbs::route::Args),
+    /// Write a trained router as the files of other programs, after checking that they answer alike.
+    Export(verbs::export::Args),
     /// Measure the speed of training or routing on this machine.
     Bench(verbs::bench::Args),
 }
@@ -64,6 +66,7 @@ fn run() -> anyhow::Result<Done> {
         Verb::Calibrate(args) => verbs::calibrate::run(&args),
         Verb::Eval(args) => verbs::eval::run(&args),
         Verb::Route(args) => verbs::route::run(&args),
+        Verb::Export(args) => verbs::export::run(&args),
         Verb::Bench(args) => verbs::bench::run(&args),
     }
 }

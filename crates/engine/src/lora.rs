@@ -180,6 +180,26 @@ impl Adapter {
         Self { lora, values }
     }
 
+    /// Adds a pair's `scale B A` to one row of its weight, in f32: `weight` is `(I)`, `delta` `(I)` of room.
+    ///
+    /// # Panics
+    /// When the row is not one of the pair's, or a length is not `I`.
+    pub fn add_to_row(&self, entry: &LoraEntry, row: usize, weight: &mut [f32], delta: &mut [f32]) {
+        assert_eq!(
+            (weight.len(), delta.len()),
+            (entry.inputs, entry.inputs),
+            "add_to_row: rows of {entry:?}"
+        );
+        let a = &self.values[entry.a_range()];
+        let b = &self.values[entry.b_range()][row * entry.rank..][..entry.rank];
+        delta.fill(0.0);
+        for (b, a) in b.iter().zip(a.chunks_exact(entry.inputs)) {
+            delta.iter_mut().zip(a).for_each(|(delta, a)| *delta += b * a);
+        }
+        let scale = self.lora.scale();
+        weight.iter_mut().zip(delta).for_each(|(weight, delta)| *weight += scale * *delta);
+    }
+
     /// The tensors under the names that PEFT uses, with their shapes.
     pub fn to_tensors(&self, config: &ModelConfig) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
         let mut tensors = BTreeMap::new();

@@ -189,10 +189,7 @@ impl BaseModel {
             Weights::Random(dtype) => random::tensor(slot, *dtype)?,
             Weights::Gguf(gguf) => {
                 let tensor = gguf.tensor(&slot.gguf_name)?;
-                match slot.interleaved_heads {
-                    None => tensor,
-                    Some(heads) => split_pairs(&tensor, heads),
-                }
+                if slot.interleaved_heads.is_some() { split_pairs(&tensor, slot) } else { tensor }
             }
         };
         name.clone_into(&mut tensor.name);
@@ -273,18 +270,13 @@ fn file_stem(path: &Path) -> String {
     name.unwrap_or(whole.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// Undoes the row order of llama.cpp's converter, which puts the two rows that one rotation pairs side by
-/// side; Hugging Face keeps the first members of all pairs of a head before the second ones. Rows move as
-/// stored bytes.
-fn split_pairs(tensor: &Tensor<'_>, heads: usize) -> Tensor<'static> {
-    let head_rows = tensor.rows() / heads;
-    let mut bytes = Vec::with_capacity(tensor.bytes.len());
-    for head in 0..heads {
-        for member in 0..2 {
-            for pair in 0..head_rows / 2 {
-                bytes.extend_from_slice(tensor.row_bytes(head * head_rows + 2 * pair + member));
-            }
-        }
+/// Undoes the row order of llama.cpp's converter; rows move as stored bytes.
+fn split_pairs(tensor: &Tensor<'_>, slot: &Slot) -> Tensor<'static> {
+    let row_bytes = tensor.bytes.len() / tensor.rows();
+    let mut bytes = vec![0; tensor.bytes.len()];
+    for row in 0..tensor.rows() {
+        let place = slot.row_of_gguf(row) * row_bytes;
+        bytes[place..place + row_bytes].copy_from_slice(tensor.row_bytes(row));
     }
     Tensor {
         name: tensor.name.clone(),

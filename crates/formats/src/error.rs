@@ -5,6 +5,9 @@ use std::{io, path::PathBuf};
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Characters of a file's own words that an error repeats.
+const MOST_SHOWN: usize = 300;
+
 /// Why a model file could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -26,6 +29,12 @@ pub enum Error {
         /// The system's answer.
         #[source]
         source: io::Error,
+    },
+    /// There is something where a new folder should go.
+    #[error("`{}` is there already; name another folder, or remove it first", path.display())]
+    Taken {
+        /// The place.
+        path: PathBuf,
     },
     /// The path holds no model in a known form.
     #[error(
@@ -119,6 +128,12 @@ pub enum Error {
         #[source]
         source: minijinja::Error,
     },
+    /// The chat template goes on and on.
+    #[error("the chat template worked for more than {seconds} seconds: use a model with another template")]
+    TemplateEndless {
+        /// The time that it may take.
+        seconds: u64,
+    },
     /// The chat template made its engine panic.
     #[error("the chat template crashed its engine: use a model with another template")]
     TemplatePanic,
@@ -144,8 +159,16 @@ impl Error {
         Self::Unsupported {
             path: path.into(),
             key: key.into(),
-            found: found.into(),
+            found: shortened(found.into()),
             supported: supported.into(),
         }
+    }
+}
+
+/// What a file says, as far as an error has room for it.
+fn shortened(text: String) -> String {
+    match text.char_indices().nth(MOST_SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
     }
 }

@@ -1,7 +1,7 @@
 //! The tensors of a model: their names in both worlds, and the shapes that follow from a configuration.
 
-use crate::ModelConfig;
 use crate::family::Row;
+use crate::{DType, ModelConfig, TensorSpec};
 
 /// What a tensor is for, whatever its family calls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -90,6 +90,22 @@ pub struct Slot {
     pub shape: Vec<usize>,
     /// For projections whose rows GGUF files hold in interleaved pairs: the number of heads.
     pub interleaved_heads: Option<usize>,
+}
+
+impl Slot {
+    /// The tensor as a Hugging Face folder holds it, to be written in a type.
+    pub fn spec(&self, dtype: DType) -> TensorSpec {
+        TensorSpec { name: self.name.clone(), dtype, shape: self.shape.clone() }
+    }
+
+    /// The row, in Hugging Face's order, that stands at `row` of a GGUF file: there the two rows that one rotation
+    /// pairs are neighbours, here the first members of all pairs of a head come before the second ones.
+    pub fn row_of_gguf(&self, row: usize) -> usize {
+        let Some(heads) = self.interleaved_heads else { return row };
+        let head_rows = self.shape[0] / heads;
+        let (head, within) = (row / head_rows, row % head_rows);
+        head * head_rows + (within % 2) * (head_rows / 2) + within / 2
+    }
 }
 
 /// Every tensor that a model of this configuration stores, in the order of the computation.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -27,10 +27,7 @@ pub fn write_atomically_with(path: &Path, write: impl FnOnce(&Path) -> io::Resul
 }
 
 fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     let mut builder = tempfile::Builder::new();
     builder.prefix(".writing-");
     // A temporary file is private by default; what replaces `path` must be as readable as any other file.
@@ -44,6 +41,77 @@ fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Resu
     #[cfg(unix)]
     fs::File::open(folder)?.sync_all()?;
     Ok(())
+}
+
+/// A folder that appears whole or not at all: it is filled under another name beside its place, and removed when it
+/// is dropped before [`StagedFolder::put_in_place`].
+#[derive(Debug)]
+pub struct StagedFolder {
+    place: PathBuf,
+    staging: tempfile::TempDir,
+}
+
+impl StagedFolder {
+    /// Begins a folder at `place`, making the folders above it.
+    ///
+    /// # Errors
+    /// [`Error::Taken`] when something is there already that is not an empty folder; [`Error::Write`].
+    pub fn begin(place: impl Into<PathBuf>) -> Result<Self> {
+        let place = place.into();
+        let empty = || fs::read_dir(&place).is_ok_and(|mut entries| entries.next().is_none());
+        if place.symlink_metadata().is_ok() && !empty() {
+            return Err(Error::Taken { path: place });
+        }
+        let begin = || -> io::Result<tempfile::TempDir> {
+            let above = folder_of(&place);
+            fs::create_dir_all(above)?;
+            let mut builder = tempfile::Builder::new();
+            builder.prefix(".writing-");
+            #[cfg(unix)]
+            builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+            builder.tempdir_in(above)
+        };
+        let staging = begin().map_err(|source| Error::Write { path: place.clone(), source })?;
+        Ok(Self { place, staging })
+    }
+
+    /// Where the files go until then.
+    pub fn path(&self) -> &Path {
+        self.staging.path()
+    }
+
+    /// Gives the folder its name, with all its files on disk.
+    ///
+    /// # Errors
+    /// [`Error::Write`]; there is then nothing at its place.
+    pub fn put_in_place(self) -> Result<()> {
+        let put = || -> io::Result<()> {
+            for entry in fs::read_dir(self.staging.path())? {
+                fs::File::open(entry?.path())?.sync_all()?;
+            }
+            #[cfg(unix)]
+            fs::File::open(self.staging.path())?.sync_all()?;
+            if self.place.exists() {
+                fs::remove_dir(&self.place)?;
+            }
+            fs::rename(self.staging.path(), &self.place)?;
+            #[cfg(unix)]
+            fs::File::open(folder_of(&self.place))?.sync_all()?;
+            Ok(())
+        };
+        put().map_err(|source| Error::Write { path: self.place.clone(), source })?;
+        // Its own name is gone; there is nothing left to remove.
+        let _ = self.staging.keep();
+        Ok(())
+    }
+}
+
+/// The folder that holds a path.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 /// The SHA-256 of `bytes` in lower-case hexadecimal.
@@ -111,6 +179,26 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = write_atomically(folder.path().join("no/file"), b"").unwrap_err();
         assert!(error.to_string().contains("no/file"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_appears_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("above/export");
+        let fill = || {
+            let staged = StagedFolder::begin(&place).unwrap();
+            fs::write(staged.path().join("file"), b"all").unwrap();
+            assert!(!place.join("file").exists());
+            staged
+        };
+        drop(fill());
+        assert_eq!(fs::read_dir(folder.path().join("above")).unwrap().count(), 0);
+        fs::create_dir(&place).unwrap();
+        fill().put_in_place().unwrap();
+        assert_eq!(fs::read(place.join("file")).unwrap(), b"all");
+        assert_eq!(fs::read_dir(folder.path().join("above")).unwrap().count(), 1);
+        let error = StagedFolder::begin(&place).unwrap_err();
+        assert!(matches!(error, Error::Taken { .. }), "{error}");
     }
 
     #[cfg(unix)]

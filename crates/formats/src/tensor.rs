@@ -69,6 +69,46 @@ impl DType {
     }
 }
 
+/// A tensor to be written, whose bytes are made when their turn comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// The name, as the file will spell it.
+    pub name: String,
+    /// The type of the stored values.
+    pub dtype: DType,
+    /// The dimensions, outermost first.
+    pub shape: Vec<usize>,
+}
+
+impl TensorSpec {
+    /// The bytes that it takes.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when its rows are not whole blocks of the type.
+    pub fn bytes(&self) -> Result<usize> {
+        self.dtype.tensor_bytes(&self.shape).ok_or_else(|| Error::Tensor {
+            tensor: self.name.clone(),
+            reason: format!(
+                "shape {:?} cannot be stored as {:?}, whose rows hold whole blocks of {} values",
+                self.shape,
+                self.dtype,
+                self.dtype.block_len()
+            ),
+        })
+    }
+
+    /// Makes the bytes with `make`.
+    ///
+    /// # Errors
+    /// Those of `make`; [`Error::Tensor`] when they are not as many as the shape says.
+    pub(crate) fn made<'a>(
+        &self,
+        make: impl FnOnce(&Self) -> Result<Cow<'a, [u8]>>,
+    ) -> Result<Cow<'a, [u8]>> {
+        Ok(Tensor::new(self.name.clone(), self.dtype, self.shape.clone(), make(self)?)?.bytes)
+    }
+}
+
 /// A tensor's stored form; `shape` is row-major, outermost first, so a linear layer's weight is (out, in).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -94,21 +134,14 @@ impl<'a> Tensor<'a> {
         shape: Vec<usize>,
         bytes: impl Into<Cow<'a, [u8]>>,
     ) -> Result<Self> {
-        let (name, bytes) = (name.into(), bytes.into());
-        match dtype.tensor_bytes(&shape) {
-            Some(expected) if expected == bytes.len() => Ok(Self { name, dtype, shape, bytes }),
-            Some(expected) => Err(Error::Tensor {
-                tensor: name,
-                reason: format!("{dtype:?} of shape {shape:?} takes {expected} bytes, found {}", bytes.len()),
-            }),
-            None => Err(Error::Tensor {
-                tensor: name,
-                reason: format!(
-                    "shape {shape:?} cannot be stored as {dtype:?}, whose rows hold whole blocks of {} values",
-                    dtype.block_len()
-                ),
-            }),
+        let (spec, bytes) = (TensorSpec { name: name.into(), dtype, shape }, bytes.into());
+        let expected = spec.bytes()?;
+        let TensorSpec { name, shape, .. } = spec;
+        if expected == bytes.len() {
+            return Ok(Self { name, dtype, shape, bytes });
         }
+        let reason = format!("{dtype:?} of shape {shape:?} takes {expected} bytes, found {}", bytes.len());
+        Err(Error::Tensor { tensor: name, reason })
     }
 
     /// A tensor of 32-bit floats.

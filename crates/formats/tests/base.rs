@@ -35,37 +35,13 @@ fn interleave(rows: &[f32], row_len: usize, heads: usize) -> Vec<f32> {
 fn to_gguf(model: &BaseModel, change: impl Fn(&mut GgufWriter<'static>)) -> (tempfile::TempDir, PathBuf) {
     let config = &model.config;
     let mut writer = GgufWriter::new();
-    writer.set("general.architecture", "llama");
     writer.set("general.name", "Tiny Llama");
-    let sizes = [
-        ("vocab_size", config.vocab_size),
-        ("embedding_length", config.hidden_size),
-        ("feed_forward_length", config.intermediate_size),
-        ("block_count", config.layers),
-        ("attention.head_count", config.heads),
-        ("attention.head_count_kv", config.kv_heads),
-        ("attention.key_length", config.head_dim),
-        ("attention.value_length", config.head_dim),
-        ("rope.dimension_count", config.head_dim),
-        ("context_length", config.max_positions),
-    ];
-    for (key, value) in sizes {
-        writer.set(format!("llama.{key}"), value as u32);
-    }
-    writer.set("llama.attention.layer_norm_rms_epsilon", config.norm_eps);
-    let rope = config.rope.as_ref().unwrap();
-    writer.set("llama.rope.freq_base", rope.theta as f32);
+    config.to_gguf(&mut writer).unwrap();
     let ids = [("bos", config.bos_token_id), ("padding", config.pad_token_id)];
     for (name, id) in ids.into_iter().chain([("eos", config.eos_token_ids.first().copied())]) {
         if let Some(id) = id {
             writer.set(format!("tokenizer.ggml.{name}_token_id"), id);
         }
-    }
-    if rope.scaling.is_some() {
-        let plain = Rope { theta: rope.theta, scaling: None }.inv_freq(config.head_dim);
-        let scaled = rope.inv_freq(config.head_dim);
-        let divisors: Vec<f32> = plain.iter().zip(scaled).map(|(plain, scaled)| plain / scaled).collect();
-        writer.add(Tensor::from_f32("rope_freqs.weight", vec![divisors.len()], &divisors).unwrap());
     }
     for slot in formats::slots(config) {
         let tensor = model.tensor(&slot.name).unwrap();

@@ -4,10 +4,12 @@
 
 use std::sync::LazyLock;
 
+use formats::gguf::Value;
 use formats::{Error, Gguf, GgufWriter, Tokenizer};
 use proptest::prelude::*;
 
 const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
 
 /// All 256 byte tokens of byte-level BPE, then a few merges, in the order of GPT-2's alphabet.
 fn byte_tokens() -> Vec<String> {
@@ -184,4 +186,65 @@ fn what_is_not_known_or_not_sound_is_an_error_that_names_it() {
     assert!(matches!(Tokenizer::from_folder(folder.path()), Err(Error::Read { .. })));
     std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
     assert!(matches!(Tokenizer::from_folder(folder.path()), Err(Error::Tokenizer { .. })));
+}
+
+#[test]
+fn a_tokenizer_written_as_gguf_is_the_same_again() {
+    for pre in ["smollm", "llama-bpe", "gpt-2"] {
+        let mut file = File::new(pre);
+        file.types[262] = USER_DEFINED;
+        let before = file.gguf(|writer| writer.set("tokenizer.ggml.padding_token_id", 261u32));
+        let tokenizer = Tokenizer::from_gguf(&before).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        tokenizer.save(folder.path()).unwrap();
+        // Once as it is, once after a way through Hugging Face's files, which do not name the end of a turn.
+        for tokenizer in [tokenizer, Tokenizer::from_folder(folder.path()).unwrap()] {
+            let mut writer = GgufWriter::new();
+            writer.set("general.architecture", "llama");
+            writer.set("llama.context_length", 64u32);
+            tokenizer.to_gguf(&mut writer, 263).unwrap();
+            let after = Gguf::from_bytes(writer.to_bytes(), "again.gguf").unwrap();
+            for (key, value) in before.metadata() {
+                assert_eq!(after.get(key), Some(value), "{pre}: {key}");
+            }
+            let begins = Value::Bool(pre == "llama-bpe");
+            assert_eq!(after.get("tokenizer.ggml.add_bos_token"), Some(&begins), "{pre}");
+            let again = Tokenizer::from_gguf(&after).unwrap();
+            let text = "hi 123 12hi<|im_end|>word";
+            assert_eq!(again.encode(text).unwrap(), tokenizer.encode(text).unwrap(), "{pre}");
+        }
+    }
+}
+
+#[test]
+fn rows_without_a_token_are_written_as_unused() {
+    let tokenizer = File::new("gpt-2").build().unwrap();
+    let mut writer = GgufWriter::new();
+    tokenizer.to_gguf(&mut writer, 265).unwrap();
+    let gguf = Gguf::from_bytes(writer.to_bytes(), "rows.gguf").unwrap();
+    let tokens = gguf.get("tokenizer.ggml.tokens").and_then(Value::as_strings).unwrap();
+    assert_eq!(tokens[262..], ["word", "[PAD263]", "[PAD264]"]);
+    let again = Tokenizer::from_gguf(&gguf).unwrap();
+    assert_eq!(again.vocab_size(), tokenizer.vocab_size(), "no text becomes one of them");
+    assert!(tokenizer.to_gguf(&mut GgufWriter::new(), 262).unwrap_err().to_string().contains("`word`"));
+}
+
+#[test]
+fn a_tokenizer_that_gguf_has_no_name_for_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    File::new("gpt-2").build().unwrap().save(folder.path()).unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    for (change, instead, key) in [
+        (r#""use_regex":true"#, r#""use_regex":false"#, "pre_tokenizer"),
+        (r#""normalizer":null"#, r#""normalizer":{"type":"NFC"}"#, "normalizer"),
+        (r#""byte_fallback":false"#, r#""byte_fallback":true"#, "model.type"),
+    ] {
+        let changed = text.replace(change, instead);
+        assert_ne!(changed, text, "{change}");
+        std::fs::write(&path, changed).unwrap();
+        let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+        let error = tokenizer.to_gguf(&mut GgufWriter::new(), 263).unwrap_err().to_string();
+        assert!(error.contains(key) && error.contains("merged"), "{error}");
+    }
 }

@@ -40,6 +40,20 @@ pub enum Error {
         /// What would have run it.
         device: String,
     },
+    /// A run that has no export of this kind.
+    #[error("there is no export as `{target}`: {problem}")]
+    Export {
+        /// As `--to` spells it.
+        target: &'static str,
+        /// Why, and what to do instead.
+        problem: String,
+    },
+    /// Data that is not what the run was trained on.
+    #[error("{}: is not the file that the run was trained on", path.display())]
+    OtherData {
+        /// The file.
+        path: PathBuf,
+    },
     /// There is a run in the way.
     #[error("{}: there is already a run in this folder", path.display())]
     Occupied {
@@ -95,7 +109,7 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What was tried: `read`, `written`.
+        /// What was tried: `read`, `written`, `copied`.
         action: &'static str,
         /// What the operating system said.
         #[source]

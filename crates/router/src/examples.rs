@@ -1,12 +1,13 @@
 //! From labelled texts to what the engine trains on.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use engine::{Balance, Example, LabelTrie};
 use formats::{BaseModel, Tokenizer};
 use routing::{Dataset, ReadOptions};
 
-use crate::manifest::{DataRecord, LabelRecord};
+use crate::manifest::{DataRecord, LabelRecord, Manifest};
 use crate::plan::{Method, Recipe};
 use crate::prompt::{Prompt, Query};
 use crate::{Error, Result};
@@ -49,9 +50,32 @@ impl TrainData {
         Ok(Self { train: take(kept), valid: take(held), data, valid_file: None })
     }
 
+    /// The data of a finished run, read again from where the run says.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or is not the one that the run was trained on.
+    pub fn of_run(manifest: &Manifest) -> Result<Self> {
+        let record = &manifest.data;
+        let fields =
+            ReadOptions { text_field: record.text_field.clone(), label_field: record.label_field.clone() };
+        let read = |path: &Path, record: &DataRecord| {
+            let file = routing::read(path, &fields)?;
+            let same = file.sha256 == record.sha256;
+            if same { Ok(file) } else { Err(Error::OtherData { path: path.to_path_buf() }) }
+        };
+        let train = read(&record.path, record)?;
+        let valid = manifest.valid.as_ref().map(|valid| read(&valid.path, valid)).transpose()?;
+        Self::new(train, valid, &fields, &manifest.recipe)
+    }
+
     /// The examples that are trained on.
     pub fn train(&self) -> &[routing::Example] {
         &self.train
+    }
+
+    /// The examples that are validated on.
+    pub fn valid(&self) -> &[routing::Example] {
+        &self.valid
     }
 
     fn labels(&self) -> Vec<String> {

@@ -69,22 +69,34 @@ impl<B: Backend> Router<B> {
         });
         checked?;
         let (adapter, tokenizer, mut model) = (adapter?, tokenizer?, model?);
-        let prompt = &run.manifest.prompt;
-        let by_head = model.is_encoder() || method == Method::Head;
+        if !model.is_encoder() && method != Method::Head {
+            return Self::of_decoder(run.manifest, model, adapter.as_ref(), tokenizer, encoding);
+        }
         // A head is as exact as the features it reads.
-        let encoding = if by_head { Encoding::Compute } else { encoding };
         match &adapter {
-            Some(adapter) => model.merge(adapter, encoding),
-            None if method == Method::Full => model.encode(encoding),
+            Some(adapter) => model.merge(adapter, Encoding::Compute),
+            None if method == Method::Full => model.encode(Encoding::Compute),
             None => {}
         }
-        let scoring = if by_head {
-            Scoring::head(run.head(model.config())?, prompt)
-        } else {
-            let labels: Vec<Vec<u32>> = run.manifest.labels.iter().map(|label| label.ids.clone()).collect();
-            Scoring::tokens(&model, &labels, prompt)?
-        };
+        let scoring = Scoring::head(run.head(model.config())?, &run.manifest.prompt);
         Ok(Self { manifest: run.manifest, model, scoring, tokenizer })
+    }
+
+    /// A router that scores the tokens of labels; the model holds what the run trained, or is given it here.
+    pub(crate) fn of_decoder(
+        manifest: Manifest,
+        mut model: Model<B>,
+        adapter: Option<&engine::Adapter>,
+        tokenizer: Tokenizer,
+        encoding: Encoding,
+    ) -> Result<Self> {
+        match adapter {
+            Some(adapter) => model.merge(adapter, encoding),
+            None => model.encode(encoding),
+        }
+        let labels: Vec<Vec<u32>> = manifest.labels.iter().map(|label| label.ids.clone()).collect();
+        let scoring = Scoring::tokens(&model, &labels, &manifest.prompt)?;
+        Ok(Self { manifest, model, scoring, tokenizer })
     }
 
     /// What the run says of itself.

@@ -82,17 +82,7 @@ impl RunFolder {
     /// # Errors
     /// When they cannot be read or do not fit.
     pub fn adapter(&self, config: &ModelConfig) -> Result<engine::Adapter> {
-        let peft = formats::Adapter::read(&self.path)?;
-        let named = |p: &Projection| {
-            p.module(config).is_some_and(|module| peft.config.target_modules.contains(&module))
-        };
-        let lora = Lora {
-            rank: peft.config.r,
-            alpha: peft.config.lora_alpha as f32,
-            rslora: peft.config.use_rslora,
-            projections: Projection::ALL.into_iter().filter(named).collect(),
-        };
-        Ok(engine::Adapter::from_tensors(lora, config, &peft.tensors)?)
+        from_peft(&formats::Adapter::read(&self.path)?, config)
     }
 
     /// The head for a model of this shape.
@@ -192,6 +182,19 @@ fn write_weights(path: &Path, trainable: &Trainable, config: &ModelConfig) -> Re
         .map(|entry| (entry.name.as_str(), entry.shape.clone(), &trainable.values[entry.range()]))
         .collect();
     Ok(safetensors::write(path.join(WEIGHTS), DType::BF16, &tensors)?)
+}
+
+/// PEFT's adapter for a model of this shape.
+pub(crate) fn from_peft(peft: &formats::Adapter, config: &ModelConfig) -> Result<engine::Adapter> {
+    let named =
+        |p: &Projection| p.module(config).is_some_and(|module| peft.config.target_modules.contains(&module));
+    let lora = Lora {
+        rank: peft.config.r,
+        alpha: peft.config.lora_alpha as f32,
+        rslora: peft.config.use_rslora,
+        projections: Projection::ALL.into_iter().filter(named).collect(),
+    };
+    Ok(engine::Adapter::from_tensors(lora, config, &peft.tensors)?)
 }
 
 /// The adapter as PEFT reads it.

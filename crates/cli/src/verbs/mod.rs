@@ -6,6 +6,7 @@ pub(crate) mod calibrate;
 pub(crate) mod check;
 pub(crate) mod demo;
 pub(crate) mod eval;
+pub(crate) mod export;
 pub(crate) mod plan;
 pub(crate) mod pull;
 pub(crate) mod route;
@@ -51,12 +52,17 @@ fn open_router<B: Backend>(
     encoding: Encoding,
 ) -> anyhow::Result<Router<B>> {
     let run = RunFolder::open(run)?;
-    let base = match run.own_model() {
+    let base = open_base(&run, base)?;
+    Ok(Router::open(backend, run, &base, encoding)?)
+}
+
+/// The model that a run belongs to: its own, the one the user names, or the one the run does.
+fn open_base(run: &RunFolder, base: Option<&str>) -> anyhow::Result<BaseModel> {
+    let path = match run.own_model() {
         Some(own) => own.to_owned(),
         None => base_path(base.unwrap_or(&run.manifest.base.source))?,
     };
-    let base = BaseModel::open(base)?;
-    Ok(Router::open(backend, run, &base, encoding)?)
+    Ok(BaseModel::open(path)?)
 }
 
 /// The process's peak memory in bytes, where the system tells.

@@ -1,7 +1,7 @@
 //! The keys of a GGUF file.
 
-use crate::gguf::{Gguf, Value};
-use crate::{Activation, DType, Error, Family, ModelConfig, Result, Rope};
+use crate::gguf::{Gguf, GgufWriter, Value};
+use crate::{Activation, DType, Error, Family, ModelConfig, Result, Rope, Tensor};
 
 const ARCHITECTURE: &str = "general.architecture";
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
@@ -85,6 +85,57 @@ impl ModelConfig {
     }
 }
 
+impl ModelConfig {
+    /// Sets the keys of a GGUF file from which [`ModelConfig::from_gguf`] and llama.cpp build the same model, and adds
+    /// the tensor of rotary divisors where there is one.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for another family than Llama.
+    pub fn to_gguf(&self, writer: &mut GgufWriter<'_>) -> Result<()> {
+        let rope = self.gguf_rope()?;
+        writer.set(ARCHITECTURE, "llama");
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("context_length", self.max_positions),
+            ("embedding_length", self.hidden_size),
+            ("feed_forward_length", self.intermediate_size),
+            ("block_count", self.layers),
+            ("attention.head_count", self.heads),
+            ("attention.head_count_kv", self.kv_heads),
+            ("attention.key_length", self.head_dim),
+            ("attention.value_length", self.head_dim),
+            ("rope.dimension_count", self.head_dim),
+        ];
+        for (key, size) in sizes {
+            writer.set(format!("llama.{key}"), size as u32);
+        }
+        writer.set("llama.attention.layer_norm_rms_epsilon", self.norm_eps);
+        writer.set("llama.rope.freq_base", rope.theta as f32);
+        if rope.scaling.is_some() {
+            let plain = Rope { theta: rope.theta, scaling: None }.inv_freq(self.head_dim);
+            let divisors: Vec<f32> = plain
+                .iter()
+                .zip(rope.inv_freq(self.head_dim))
+                .map(|(plain, scaled)| plain / scaled)
+                .collect();
+            writer.add(Tensor::from_f32(ROPE_DIVISORS, vec![divisors.len()], &divisors)?);
+        }
+        Ok(())
+    }
+
+    /// The rotary settings of a model that has a GGUF form here.
+    pub(crate) fn gguf_rope(&self) -> Result<&Rope> {
+        match (self.family, &self.rope) {
+            (Family::Llama, Some(rope)) => Ok(rope),
+            (family, _) => {
+                let (found, supported) =
+                    (format!("{family:?}"), "Llama; export as `merged` or `peft` instead");
+                Err(Error::unsupported("model.gguf", ARCHITECTURE, found, supported))
+            }
+        }
+    }
+}
+
 fn rope(gguf: &Gguf, theta: f64, head_dim: usize) -> Result<Rope> {
     let Some(found) = gguf.shape(ROPE_DIVISORS) else { return Ok(Rope { theta, scaling: None }) };
     let expected = vec![head_dim / 2];
@@ -125,7 +176,7 @@ fn refuse_unknown(gguf: &Gguf, architecture: &str) -> Result<()> {
 #[allow(clippy::float_cmp)] // these values pass through unchanged
 mod tests {
     use super::*;
-    use crate::{GgufWriter, RopeScaling, Tensor};
+    use crate::RopeScaling;
 
     fn file(change: impl Fn(&mut GgufWriter)) -> Result<ModelConfig> {
         let mut writer = GgufWriter::new();

@@ -1,6 +1,7 @@
 //! GGUF files, versions 2 and 3, little-endian: typed metadata and tensors by name.
 
 mod cursor;
+mod file_type;
 mod read;
 mod value;
 mod write;
@@ -9,6 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+pub use file_type::FileType;
 pub use value::{Array, Value};
 pub use write::GgufWriter;
 

@@ -83,6 +83,26 @@ pub(super) fn quantize_q4_1(values: &[f32; 32], bytes: &mut Vec<u8>) {
     pack(values, bytes, |v| (v - min) * inverse + 0.5);
 }
 
+/// Appends one `Q5_0` block; the value of largest magnitude becomes exactly -16 steps.
+pub(super) fn quantize_q5_0(values: &[f32; 32], bytes: &mut Vec<u8>) {
+    let largest = values.iter().fold(0f32, |m: f32, &v| if v.abs() > m.abs() { v } else { m });
+    let d = largest / -16.0;
+    let inverse = inverse(d);
+    bytes.extend(f16::from_f32(d).to_le_bytes());
+    pack_five(values, bytes, |v| v * inverse + 16.5);
+}
+
+/// Appends one `Q5_1` block.
+pub(super) fn quantize_q5_1(values: &[f32; 32], bytes: &mut Vec<u8>) {
+    let min = values.iter().copied().fold(f32::INFINITY, f32::min);
+    let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let d = (max - min) / 31.0;
+    let inverse = inverse(d);
+    bytes.extend(f16::from_f32(d).to_le_bytes());
+    bytes.extend(f16::from_f32(min).to_le_bytes());
+    pack_five(values, bytes, |v| (v - min) * inverse + 0.5);
+}
+
 fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
@@ -91,4 +111,12 @@ fn inverse(d: f32) -> f32 {
 fn pack(values: &[f32; 32], bytes: &mut Vec<u8>, step: impl Fn(f32) -> f32) {
     let nibble = |v: f32| (step(v) as u8).min(15);
     bytes.extend((0..HALF).map(|i| nibble(values[i]) | (nibble(values[i + HALF]) << 4)));
+}
+
+/// Appends the fifth bits as a word, then 16 bytes of the other four.
+fn pack_five(values: &[f32; 32], bytes: &mut Vec<u8>, step: impl Fn(f32) -> f32) {
+    let integers = values.map(|v| (step(v) as u8).min(31));
+    let fifth = (0..32).fold(0u32, |word, i| word | (u32::from(integers[i] >> 4) << i));
+    bytes.extend(fifth.to_le_bytes());
+    bytes.extend((0..HALF).map(|i| (integers[i] & 15) | ((integers[i + HALF] & 15) << 4)));
 }

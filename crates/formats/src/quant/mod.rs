@@ -4,6 +4,7 @@
 
 mod float;
 mod k;
+mod k_write;
 mod legacy;
 
 use crate::{DType, Error, Result};
@@ -54,10 +55,13 @@ pub fn quantize(dtype: DType, values: &[f32]) -> Result<Vec<u8>> {
         DType::Q8_0 => values.as_chunks().0.iter().for_each(|b| legacy::quantize_q8_0(b, &mut bytes)),
         DType::Q4_0 => values.as_chunks().0.iter().for_each(|b| legacy::quantize_q4_0(b, &mut bytes)),
         DType::Q4_1 => values.as_chunks().0.iter().for_each(|b| legacy::quantize_q4_1(b, &mut bytes)),
-        DType::Q5_0 | DType::Q5_1 | DType::Q2K | DType::Q3K | DType::Q4K | DType::Q5K | DType::Q6K => {
-            return Err(refuse(
-                "can be read but not written; write F32, F16, BF16, Q8_0, Q4_0 or Q4_1".into(),
-            ));
+        DType::Q5_0 => values.as_chunks().0.iter().for_each(|b| legacy::quantize_q5_0(b, &mut bytes)),
+        DType::Q5_1 => values.as_chunks().0.iter().for_each(|b| legacy::quantize_q5_1(b, &mut bytes)),
+        DType::Q4K => values.as_chunks().0.iter().for_each(|b| k_write::quantize_q4_k(b, &mut bytes)),
+        DType::Q5K => values.as_chunks().0.iter().for_each(|b| k_write::quantize_q5_k(b, &mut bytes)),
+        DType::Q6K => values.as_chunks().0.iter().for_each(|b| k_write::quantize_q6_k(b, &mut bytes)),
+        DType::Q2K | DType::Q3K => {
+            return Err(refuse("can be read but not written; write a type of at least 4 bits".into()));
         }
     }
     Ok(bytes)
@@ -85,7 +89,19 @@ mod tests {
 
     use super::*;
 
-    const WRITTEN: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4_1];
+    const WRITTEN: [DType; 11] = [
+        DType::F32,
+        DType::F16,
+        DType::BF16,
+        DType::Q8_0,
+        DType::Q4_0,
+        DType::Q4_1,
+        DType::Q5_0,
+        DType::Q5_1,
+        DType::Q4K,
+        DType::Q5K,
+        DType::Q6K,
+    ];
 
     /// The largest error of one value, as a share of its block's largest magnitude.
     fn bound(dtype: DType) -> f32 {
@@ -96,14 +112,21 @@ mod tests {
             DType::Q8_0 => 0.5 / 127.0 * 1.1,
             // One step of sixteen: a value of the opposite sign at full magnitude is clipped to 7 of 8.
             DType::Q4_0 => 1.0 / 8.0 * 1.01,
+            DType::Q5_0 => 1.0 / 16.0 * 1.01,
             // The range is twice the magnitude at most, in fifteen steps, rounded to half a step.
-            _ => 2.0 / 15.0 * 0.51,
+            DType::Q4_1 => 2.0 / 15.0 * 0.51,
+            DType::Q5_1 => 2.0 / 31.0 * 0.51,
+            // Scales and minimums are rounded too, to a 63rd of the super-block's largest, and the search minds small
+            // values less; Q6_K's scales are whole 128ths.
+            DType::Q4K => 2.0 / 15.0,
+            DType::Q5K => 2.0 / 31.0 * 1.5,
+            _ => 1.0 / 32.0 * 1.2,
         }
     }
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back_closely(values in proptest::collection::vec(-3f32..3.0, 32)) {
+        fn what_is_written_is_read_back_closely(values in proptest::collection::vec(-3f32..3.0, 256)) {
             let largest = values.iter().fold(0f32, |m, v| m.max(v.abs()));
             for dtype in WRITTEN {
                 let bytes = quantize(dtype, &values).unwrap();
@@ -126,8 +149,8 @@ mod tests {
 
     #[test]
     fn a_type_that_is_only_read_says_so() {
-        let error = quantize(DType::Q4K, &[0.0; 256]).unwrap_err().to_string();
-        assert!(error.contains("Q4K") && error.contains("not written"), "{error}");
+        let error = quantize(DType::Q3K, &[0.0; 256]).unwrap_err().to_string();
+        assert!(error.contains("Q3K") && error.contains("not written"), "{error}");
         assert!(quantize(DType::Q8_0, &[0.0; 31]).is_err());
     }
 }

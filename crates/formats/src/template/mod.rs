@@ -4,6 +4,9 @@ mod python;
 mod syntax;
 
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use minijinja::value::{Serde, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind, context};
@@ -18,6 +21,9 @@ const NAME: &str = "chat template";
 /// and its memory to about 64 bytes a unit, far above what any real conversation needs.
 const FUEL: u64 = 2_000_000;
 const RECURSION_LIMIT: usize = 100;
+/// The time that one rendering may take, where an ordinary one takes less than a millisecond: the engine charges
+/// nothing for walking a list that was added to itself again and again.
+const MOST_TIME: Duration = Duration::from_secs(5);
 
 /// The day that templates see unless told otherwise, so that a prompt is the same tomorrow. Llama 3.2's own
 /// template falls back to this one.
@@ -42,7 +48,7 @@ impl Message {
 /// A parsed chat template.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     bos: String,
     eos: String,
 }
@@ -73,14 +79,14 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, syntax::without_generation_tags(source))
             .map_err(|source| Error::Template { source })?;
-        let template = Self { environment, bos: bos.to_owned(), eos: eos.to_owned() };
+        let template = Self { environment: Arc::new(environment), bos: bos.to_owned(), eos: eos.to_owned() };
         Ok(template.with_date(FROZEN_DATE))
     }
 
     /// The same template with another day as today.
     #[must_use]
     pub fn with_date(mut self, date: Date) -> Self {
-        self.environment.add_function("strftime_now", move |format: String| {
+        Arc::make_mut(&mut self.environment).add_function("strftime_now", move |format: String| {
             date.format(&format).map_err(|directive| {
                 let detail = format!("strftime_now does not know the directive {directive}");
                 minijinja::Error::new(ErrorKind::InvalidOperation, detail)
@@ -97,20 +103,30 @@ impl ChatTemplate {
     /// [`Tokenizer::encode_plain`](crate::Tokenizer::encode_plain).
     ///
     /// # Errors
-    /// [`Error::Template`] when the template refuses the messages, fails, or works longer than it may;
-    /// [`Error::TemplatePanic`] when it crashes its engine.
+    /// [`Error::Template`] when the template refuses the messages, fails, or works more than it may;
+    /// [`Error::TemplateEndless`] when it takes longer than that; [`Error::TemplatePanic`] when it crashes its engine.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let render = || {
-            self.environment.get_template(NAME)?.render(context! {
-                messages => Value::from(Serde(messages)),
+        let (environment, bos, eos) = (Arc::clone(&self.environment), self.bos.clone(), self.eos.clone());
+        let messages = messages.to_vec();
+        let render = move || {
+            environment.get_template(NAME)?.render(context! {
+                messages => Value::from(Serde(&messages)),
                 add_generation_prompt => add_generation_prompt,
-                bos_token => self.bos.as_str(),
-                eos_token => self.eos.as_str(),
+                bos_token => bos,
+                eos_token => eos,
                 tools => Value::from(()),
                 documents => Value::from(()),
             })
         };
-        panic::catch_unwind(AssertUnwindSafe(render))
+        let (sender, receiver) = mpsc::sync_channel(1);
+        // A rendering that is given up goes on by itself; nothing can stop it from outside.
+        thread::spawn(move || {
+            // Nobody listens any more after MOST_TIME.
+            let _ = sender.send(panic::catch_unwind(AssertUnwindSafe(render)));
+        });
+        receiver
+            .recv_timeout(MOST_TIME)
+            .map_err(|_| Error::TemplateEndless { seconds: MOST_TIME.as_secs() })?
             .map_err(|_| Error::TemplatePanic)?
             .map_err(|source| Error::Template { source })
     }

@@ -6,6 +6,9 @@ use minijinja::value::{Kwargs, Value};
 use minijinja::{Error, ErrorKind, Output, State};
 use serde_json::Value as Json;
 
+/// Far above what anyone would read; a template comes from a stranger.
+const MOST_INDENT: usize = 64;
+
 /// Prints a value in `{{ }}`; minijinja already prints all but floats as Python does.
 pub(super) fn format(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     if value.is_number() && !value.is_integer() {
@@ -19,6 +22,10 @@ pub(super) fn format(out: &mut Output, state: &mut State, value: &Value) -> Resu
 #[allow(clippy::needless_pass_by_value)] // the engine hands its arguments over by value
 pub(super) fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
+    if let Some(indent) = indent.filter(|&indent| indent > MOST_INDENT) {
+        let detail = format!("tojson got an indent of {indent}, at most {MOST_INDENT} is allowed");
+        return Err(Error::new(ErrorKind::InvalidOperation, detail));
+    }
     // Never asked for otherwise by transformers' own default.
     let _: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;

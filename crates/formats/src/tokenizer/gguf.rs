@@ -8,15 +8,17 @@ use super::Tokenizer;
 use crate::gguf::{Gguf, Value};
 use crate::{Error, Result};
 
-const MODEL: &str = "tokenizer.ggml.model";
-const PRE: &str = "tokenizer.ggml.pre";
-const TOKENS: &str = "tokenizer.ggml.tokens";
-const TYPES: &str = "tokenizer.ggml.token_type";
-const MERGES: &str = "tokenizer.ggml.merges";
+pub(super) const MODEL: &str = "tokenizer.ggml.model";
+pub(super) const PRE: &str = "tokenizer.ggml.pre";
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(super) const TYPES: &str = "tokenizer.ggml.token_type";
+pub(super) const MERGES: &str = "tokenizer.ggml.merges";
 
 /// Types of tokens that are matched in text before anything else.
-const CONTROL: i32 = 3;
-const USER_DEFINED: i32 = 4;
+pub(super) const CONTROL: i32 = 3;
+pub(super) const USER_DEFINED: i32 = 4;
+/// Rows of the table that no token uses.
+pub(super) const UNUSED: i32 = 5;
 
 const LLAMA3_SPLIT: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
@@ -25,13 +27,39 @@ const LLAMA3_SPLIT: &str = concat!(
 
 /// How text is cut into words before merging; a GGUF file only gives this a name.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Pre {
+pub(super) enum Pre {
     Gpt2,
     SmolLm,
     Llama3,
 }
 
 impl Pre {
+    /// The name in GGUF files.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Gpt2 => "gpt-2",
+            Self::SmolLm => "smollm",
+            Self::Llama3 => "llama-bpe",
+        }
+    }
+
+    /// The one that splits as the `pre_tokenizer` of a `tokenizer.json` does.
+    pub(super) fn of(split: &Json) -> Option<Self> {
+        // Whether offsets leave out spaces says nothing about the tokens.
+        fn plain(split: &Json) -> Json {
+            match split {
+                Json::Object(keys) => {
+                    let kept = keys.iter().filter(|(key, _)| *key != "trim_offsets");
+                    kept.map(|(key, value)| (key.clone(), plain(value))).collect::<Map<_, _>>().into()
+                }
+                Json::Array(items) => items.iter().map(plain).collect(),
+                other => other.clone(),
+            }
+        }
+        let split = plain(split);
+        [Self::Gpt2, Self::SmolLm, Self::Llama3].into_iter().find(|pre| plain(&pre.pre_tokenizer()) == split)
+    }
+
     fn named(name: &str, path: &Path) -> Result<Self> {
         match name {
             "gpt-2" | "default" => Ok(Self::Gpt2),
@@ -162,7 +190,10 @@ impl SpecialTokens {
         };
         Ok(Self {
             added: added.collect(),
-            first_outside: types.iter().rposition(|&kind| !is_added(kind)).map_or(0, |last| last + 1),
+            first_outside: types
+                .iter()
+                .rposition(|&kind| !is_added(kind) && kind != UNUSED)
+                .map_or(0, |last| last + 1),
             bos: named("bos")?,
             eos: named("eos")?,
             eot: named("eot")?,

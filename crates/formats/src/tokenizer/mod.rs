@@ -2,6 +2,7 @@
 
 mod folder;
 mod gguf;
+mod to_gguf;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,26 @@ use crate::{Error, Result};
 
 /// The tokens that end a turn in the chat formats in use, for files that do not say which does.
 const TURN_ENDS: [&str; 4] = ["<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>"];
+
+/// The most by which replacements may multiply a text's length. Each file of a model may come from a stranger, and a
+/// chain of replacements that double would fill any memory.
+const MOST_GROWTH: f64 = 64.0;
+
+/// By how much the replacements of a normalizer or a decoder may multiply the length of a text.
+fn growth(part: &Json) -> f64 {
+    let inner = ["normalizers", "decoders"].into_iter().find_map(|key| part[key].as_array());
+    if let Some(parts) = inner {
+        return parts.iter().map(growth).product();
+    }
+    if part["type"] != "Replace" {
+        return 1.0;
+    }
+    let content = part["content"].as_str().map_or(0, str::len) as f64;
+    // An expression may match a single byte, or nothing, beside each.
+    let per_byte =
+        part["pattern"]["String"].as_str().map_or(content + 1.0, |it| content / it.len().max(1) as f64);
+    per_byte.max(1.0)
+}
 
 /// A tokenizer with the ids of its special tokens.
 pub struct Tokenizer {
@@ -49,6 +70,17 @@ impl Tokenizer {
         // A file may have been saved in the middle of somebody's batching; lengths are not its business here.
         inner.with_truncation(None).map_err(fail)?;
         inner.with_padding(None);
+        for (key, part) in [
+            ("normalizer", serde_json::to_value(inner.get_normalizer())),
+            ("decoder", serde_json::to_value(inner.get_decoder())),
+        ] {
+            let part = part.map_err(|source| Error::Json { path: path.clone(), source })?;
+            let growth = growth(&part);
+            if growth > MOST_GROWTH {
+                let found = format!("replacements that let a text grow {growth:.0} times");
+                return Err(Error::unsupported(path, key, found, format!("at most {MOST_GROWTH} times")));
+            }
+        }
         Ok(Self { path, inner, plain: OnceLock::new(), settings, eot_id })
     }
 
