@@ -38,6 +38,8 @@ enum Verb {
     Calibrate(verbs::calibrate::Args),
     /// Judge a trained router on labelled queries, beside a linear baseline and large models.
     Eval(verbs::eval::Args),
+    /// Put trained runs side by side: accuracy, time, memory, and whether a difference is shown.
+    Compare(verbs::compare::Args),
     /// Send queries to departments: arguments, or lines of standard input.
     Route(verbs::route::Args),
     /// Write a trained router as the files of other programs, after checking that they answer alike.
@@ -65,6 +67,7 @@ fn run() -> anyhow::Result<Done> {
         Verb::Train(args) => verbs::train::run(&args),
         Verb::Calibrate(args) => verbs::calibrate::run(&args),
         Verb::Eval(args) => verbs::eval::run(&args),
+        Verb::Compare(args) => verbs::compare::run(&args),
         Verb::Route(args) => verbs::route::run(&args),
         Verb::Export(args) => verbs::export::run(&args),
         Verb::Bench(args) => verbs::bench::run(&args),

@@ -84,6 +84,9 @@ impl Observer for Training {
             format_args!("{:.1}", run.trainable as f64 / 1e6),
             run.parameters / 1_000_000,
         );
+        if let Some(memory) = run.memory {
+            eprintln!("model, values that train and buffers take {:.2} GB", memory as f64 / 1e9);
+        }
         if run.cut > 0 {
             eprintln!("{} queries were longer than --max-tokens and lost their end", run.cut);
         }

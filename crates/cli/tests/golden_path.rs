@@ -153,6 +153,25 @@ fn every_weight_trains_and_the_run_needs_no_base() {
 }
 
 #[test]
+fn a_base_in_16_bits_trains_and_routes_in_four() {
+    let folder = tempfile::tempdir().unwrap();
+    queries(&folder.path().join("data.csv"), 20);
+    let mut command = frontdesk(folder.path());
+    command.args(["train", "--method", "qlora", "--out", "run", "--epochs", "12", "--base"]);
+    let output = command.arg(tiny_model()).args(RECIPE).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let manifest: Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("run/frontdesk.json")).unwrap()).unwrap();
+    assert_eq!(manifest["method"], "qlora");
+    for precision in ["f32", "int8"] {
+        let mut command = frontdesk(folder.path());
+        command.args(["eval", "--model", "run", "--data", "data.csv", "--json", "--precision", precision]);
+        let output = command.args(["--min-accuracy", "0.9"]).output().unwrap();
+        assert!(output.status.success(), "{precision}: {}", stderr(&output));
+    }
+}
+
+#[test]
 fn an_encoder_learns_by_every_method() {
     let Some(encoder) = std::env::var_os("FRONTDESK_MINILM") else {
         eprintln!("skipped: set FRONTDESK_MINILM to the folder that `frontdesk pull minilm-l6` prints");
@@ -171,6 +190,80 @@ fn an_encoder_learns_by_every_method() {
         let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(answer["label"], "card_lost", "{out}: {answer}");
     }
+}
+
+#[test]
+fn a_linear_run_needs_no_base_and_stands_beside_others() {
+    let folder = tempfile::tempdir().unwrap();
+    queries(&folder.path().join("data.csv"), 20);
+    let run = |arguments: &[&str]| {
+        let output = frontdesk(folder.path()).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+        output.stdout
+    };
+    run(&["train", "--method", "linear", "--data", "data.csv", "--out", "linear"]);
+    let answer: Value =
+        serde_json::from_slice(&run(&["route", "--model", "linear", "--json", "why this fee e"])).unwrap();
+    assert_eq!(answer["label"], "fee-question", "{answer}");
+    run(&["eval", "--model", "linear", "--data", "data.csv", "--min-accuracy", "0.9"]);
+    let base = tiny_model();
+    let base = base.to_str().unwrap();
+    run(&["train", "--method", "head", "--data", "data.csv", "--out", "head", "--base", base]);
+
+    let compared = |flags: &[&str]| -> Value {
+        serde_json::from_slice(&run(&[&["compare", "linear", "head", "--json"], flags].concat())).unwrap()
+    };
+    let (own, judged) = (compared(&[]), compared(&["--data", "data.csv"]));
+    for (line, method) in own.as_array().unwrap().iter().zip(["linear", "head"]) {
+        assert_eq!(line["method"], method);
+        assert!(line["minutes"].as_f64().unwrap() > 0.0 && line["ms_a_query"].is_null(), "{line}");
+    }
+    let rows: Vec<u64> =
+        judged.as_array().unwrap().iter().map(|line| line["rows"].as_u64().unwrap()).collect();
+    assert_eq!(rows, [60, 60]);
+    let against: Vec<bool> =
+        judged.as_array().unwrap().iter().map(|line| line["against_best"].is_null()).collect();
+    assert_eq!(against.iter().filter(|best| **best).count(), 1, "all but the best are compared with it");
+    let table = String::from_utf8(run(&["compare", "linear", "head", "--data", "data.csv"])).unwrap();
+    assert!(table.lines().count() == 3 && table.contains("best"), "{table}");
+
+    let weights = folder.path().join("linear/linear.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    let output = frontdesk(folder.path()).args(["route", "--model", "linear", "hello"]).output().unwrap();
+    assert!(stderr(&output).contains("linear.safetensors"), "{}", stderr(&output));
+}
+
+/// Without a network and with an empty cache only the linear model can be had.
+#[test]
+fn the_best_of_what_can_be_trained_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    queries(&folder.path().join("data.csv"), 20);
+    let train = |out: &str, more: &[&str]| {
+        let mut command = frontdesk(folder.path());
+        command
+            .args(["train", "--base", "auto", "--data", "data.csv", "--out", out])
+            .args(more)
+            .output()
+            .unwrap()
+    };
+    let output = train("run", &["--budget", "30s"]);
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "run\n", "stdout holds the result alone");
+    assert!(said.contains("minilm-head: not tried") && said.contains("smollm2-lora: not tried"), "{said}");
+    let read = |name: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(folder.path().join("run").join(name)).unwrap()).unwrap()
+    };
+    assert_eq!(read("frontdesk.json")["method"], "linear");
+    assert!(read("candidates.json")["candidates"][0]["ms_a_query"].as_f64().unwrap() > 0.0);
+    let output =
+        frontdesk(folder.path()).args(["route", "--model", "run", "lost my card c"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains("card_lost"), "{}", stderr(&output));
+    assert_eq!(train("other", &["--budget", "soon"]).status.code(), Some(2));
+    let again = train("run", &["--budget", "30s"]);
+    assert!(stderr(&again).contains("--out"), "a finished run is not overwritten: {}", stderr(&again));
 }
 
 #[test]

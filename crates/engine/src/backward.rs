@@ -61,6 +61,19 @@ impl<B: Backend> Tape<B> {
         }
     }
 
+    /// Bytes of the buffers for so many rows.
+    pub(crate) fn bytes(model: &Model<B>, rows: usize) -> usize {
+        let (block, width, heads) = (&model.blocks[0], model.config.hidden_size, model.config.heads);
+        let (qkv, out, up, down) = (&block.qkv, &block.out, &block.up, &block.down);
+        let mids = model.blocks.iter().flat_map(Block::linears).map(Linear::mid_width);
+        let saved = 2 * width + qkv.outputs + out.inputs + up.outputs;
+        let narrow = model.blocks.len() * saved + mids.sum::<usize>();
+        // The stream's and the tape's own.
+        let narrow = narrow + 3 * width + 2 * down.inputs + 3 * out.inputs + up.outputs + qkv.outputs;
+        let wide = model.blocks.len() * (2 + heads) + 5 * width + 2;
+        rows * (4 * wide + model.backend.narrow_size() * narrow)
+    }
+
     /// Rows that fit.
     pub(crate) fn capacity(&self) -> usize {
         self.rows

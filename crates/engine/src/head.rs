@@ -47,9 +47,18 @@ const TOLERANCE: f64 = 1e-4;
 const MEMORY: usize = 10;
 
 impl Head {
-    /// A head that finds all labels equal.
-    pub fn zeros(classes: usize, width: usize) -> Self {
-        Self { weight: vec![0.0; classes * width], bias: vec![0.0; classes], unit: false }
+    /// The same for features as they come, when they are about as long as `features` are on average.
+    #[must_use]
+    pub fn for_length_of(self, features: &[f32]) -> Self {
+        let Self { mut weight, bias, unit } = self;
+        if unit {
+            let rows = features.chunks_exact(weight.len() / bias.len());
+            let length = rows.clone().map(norm).sum::<f32>() / rows.len() as f32;
+            for weight in &mut weight {
+                *weight /= length;
+            }
+        }
+        Self { weight, bias, unit: false }
     }
 
     /// Values in all.
@@ -352,5 +361,13 @@ mod tests {
             right += usize::from(found[label] >= found.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         }
         assert!(right > 130, "{right} of 150");
+        // Read as they come, features of one length are told apart alike.
+        let same: Vec<f32> =
+            features.chunks_exact(3).flat_map(|row| row.iter().map(|v| 2.5 * v / norm(row))).collect();
+        let plain = head.clone().for_length_of(&same);
+        for row in same.chunks_exact(3) {
+            let pairs = head.log_probs(row).into_iter().zip(plain.log_probs(row));
+            assert!(!plain.unit && pairs.into_iter().all(|(unit, plain)| (unit - plain).abs() < 1e-4));
+        }
     }
 }

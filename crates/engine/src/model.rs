@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use formats::{BaseModel, DType, ModelConfig, Part};
+use formats::{BaseModel, DType, ModelConfig, Part, quant::nf4};
 use kernels::{Activation, AttentionShape, Backend, BlockFormat, Encoding, Gate, Linear, Mask, Norm, Slot};
 
 use crate::Result;
@@ -17,13 +17,16 @@ const MAX_POSITIONS: usize = 8192;
 pub(crate) const QUERY_KEY_VALUE: [Part; 4] = [Part::Query, Part::Key, Part::Value, Part::QueryKeyValue];
 pub(crate) const GATE_UP: [Part; 3] = [Part::Gate, Part::Up, Part::GateUp];
 
-/// How frozen weights lie in memory; every answer and gradient is the same either way.
+/// How frozen weights lie in memory; but for [`Storage::FourBits`] every answer and gradient is the same either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storage {
     /// In the compute type: fastest for single queries.
     Expanded,
     /// In the few bits of the file where it has such: a third of the memory, and as fast for hundreds of rows.
     AsStored,
+    /// The products of the blocks in 4 bits: in the file's blocks where those are of 4 bits, else in NF4 with double
+    /// quantisation (Dettmers et al., 2023), which rounds the weights. All else as stored.
+    FourBits,
 }
 
 /// A decoder or an encoder on a device.
@@ -328,7 +331,7 @@ impl<B: Backend> Reader<'_, B> {
     fn linear(&self, layer: usize, parts: &[Part]) -> Result<Linear<B>> {
         let parts: Vec<Part> = parts.iter().copied().filter(|&part| self.base.config.has(part)).collect();
         let names: Vec<String> = parts.iter().map(|&part| self.weight(part, layer)).collect();
-        let (matrix, outputs, inputs) = self.matrix(&names)?;
+        let (matrix, outputs, inputs) = self.product(&names)?;
         let biases = parts.iter().map(|&part| self.bias(part, layer)).collect::<Result<Option<Vec<_>>>>()?;
         let bias = biases.map(|biases| self.upload(&biases.concat()));
         Ok(Linear { matrix, bias, inputs, outputs, slots: Vec::new(), adapter: None })
@@ -348,11 +351,26 @@ impl<B: Backend> Reader<'_, B> {
         }))
     }
 
+    /// [`Reader::matrix`] of a block's product.
+    fn product(&self, names: &[String]) -> Result<(B::Matrix, usize, usize)> {
+        let tensors = names.iter().map(|name| self.base.tensor(name)).collect::<formats::Result<Vec<_>>>()?;
+        let cols = tensors[0].row_len();
+        let few = matches!(block_format(&tensors, cols), Some(BlockFormat::Q4_0 | BlockFormat::Q4_1));
+        if self.storage != Storage::FourBits || few || !cols.is_multiple_of(32) {
+            return self.matrix(names);
+        }
+        let raw: Vec<u8> = tensors.iter().flat_map(|tensor| nf4::quantize(&tensor.to_f32())).collect();
+        let rows = tensors.iter().map(formats::Tensor::rows).sum();
+        Ok((self.backend.matrix_from_blocks(BlockFormat::Nf4, rows, cols, &raw), rows, cols))
+    }
+
     /// Stacks tensors of one width into one matrix; returns it with its outputs and inputs.
     fn matrix(&self, names: &[String]) -> Result<(B::Matrix, usize, usize)> {
         let tensors = names.iter().map(|name| self.base.tensor(name)).collect::<formats::Result<Vec<_>>>()?;
         let (rows, cols) = (tensors.iter().map(formats::Tensor::rows).sum(), tensors[0].row_len());
-        if let (Storage::AsStored, Some(format)) = (self.storage, block_format(&tensors, cols)) {
+        if let (Storage::AsStored | Storage::FourBits, Some(format)) =
+            (self.storage, block_format(&tensors, cols))
+        {
             let parts: Vec<&[u8]> = tensors.iter().map(|tensor| &tensor.bytes[..]).collect();
             let raw = if let [whole] = parts[..] { Cow::Borrowed(whole) } else { parts.concat().into() };
             return Ok((self.backend.matrix_from_blocks(format, rows, cols, &raw), rows, cols));

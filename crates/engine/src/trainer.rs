@@ -86,6 +86,8 @@ pub struct Trainer<B: Backend> {
     sampler: Sampler,
     prefix: Vec<u32>,
     examples: Vec<Example>,
+    /// Tokens of the longest example.
+    longest: usize,
     tape: Option<Tape<B>>,
     tree: TokenTree,
     losses: Vec<f32>,
@@ -107,10 +109,10 @@ impl<B: Backend> Trainer<B> {
         sampler: Sampler,
         options: TrainerOptions,
     ) -> Result<Self> {
-        let longest =
-            examples.iter().map(|e| prefix.len() + e.query.len() + e.target.len()).max().unwrap_or(0);
-        if longest > model.positions() {
-            return Err(Error::TooLong { tokens: longest, limit: model.positions() });
+        let longest = examples.iter().map(|e| e.query.len() + e.target.len()).max().unwrap_or(0);
+        let (tokens, limit) = (prefix.len() + longest, model.positions());
+        if tokens > limit {
+            return Err(Error::TooLong { tokens, limit });
         }
         let trainable = trainable.into();
         assert_eq!(model.is_encoder(), trainable.classes.is_some(), "an encoder trains with a head");
@@ -132,6 +134,7 @@ impl<B: Backend> Trainer<B> {
             sampler,
             prefix,
             examples,
+            longest,
             tape,
             tree,
             losses,
@@ -162,6 +165,14 @@ impl<B: Backend> Trainer<B> {
     /// Values that train.
     pub fn parameters(&self) -> usize {
         self.model.backend.wide_len(&self.optimizer.parameters)
+    }
+
+    /// Bytes that the training needs at least: the model, the values that train with their gradients and moments, and
+    /// the buffers of the longest pass.
+    pub fn memory(&self) -> usize {
+        let rows = self.options.rows_per_pass.min(self.options.batch * self.longest + self.prefix.len());
+        let buffers = Tape::bytes(&self.model, self.model.backend.room(rows + rows / 8));
+        self.model.weight_bytes() + 4 * size_of::<f32>() * self.parameters() + buffers
     }
 
     /// Takes one step.

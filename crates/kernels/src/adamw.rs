@@ -36,6 +36,8 @@ impl AdamW {
 
 /// Values of a job.
 const JOB: usize = 64 * 1024;
+/// Neighbours that are left out together when nothing would change them.
+const SPAN: usize = 128;
 
 /// Updates `parameters`, `first` and `second` moments in place. All slices have one length.
 pub fn step(parameters: &mut [f32], gradients: &[f32], first: &mut [f32], second: &mut [f32], adamw: &AdamW) {
@@ -72,17 +74,30 @@ impl Kernel for Step<'_> {
         let (beta1, rest1) = (l.splat(adamw.beta1), l.splat(1.0 - adamw.beta1));
         let (beta2, rest2) = (l.splat(adamw.beta2), l.splat(1.0 - adamw.beta2));
         let (eps, scale) = (l.splat(adamw.eps), l.splat(adamw.gradient_scale));
-        let moments = first.chunks_mut(L::N).zip(second.chunks_mut(L::N));
-        for ((p, g), (m, v)) in parameters.chunks_mut(L::N).zip(gradients.chunks(L::N)).zip(moments) {
-            let g = l.mul(l.read(g), scale);
-            let first = l.fma(beta1, l.read(m), l.mul(rest1, g));
-            let second = l.fma(beta2, l.read(v), l.mul(l.mul(rest2, g), g));
-            let change = l.div(first, l.fma(l.sqrt(second), root, eps));
-            l.write(p, l.fma(minus_size, change, l.mul(l.read(p), keep)));
-            l.write(m, first);
-            l.write(v, second);
+        let moments = first.chunks_mut(SPAN).zip(second.chunks_mut(SPAN));
+        for ((p, g), (m, v)) in parameters.chunks_mut(SPAN).zip(gradients.chunks(SPAN)).zip(moments) {
+            // Most rows of an embedding are of tokens that no text had so far: the formulas leave them as they are.
+            if adamw.weight_decay == 0.0 && zero(g) && zero(m) && zero(v) {
+                continue;
+            }
+            let moments = m.chunks_mut(L::N).zip(v.chunks_mut(L::N));
+            for ((p, g), (m, v)) in p.chunks_mut(L::N).zip(g.chunks(L::N)).zip(moments) {
+                let g = l.mul(l.read(g), scale);
+                let first = l.fma(beta1, l.read(m), l.mul(rest1, g));
+                let second = l.fma(beta2, l.read(v), l.mul(l.mul(rest2, g), g));
+                let change = l.div(first, l.fma(l.sqrt(second), root, eps));
+                l.write(p, l.fma(minus_size, change, l.mul(l.read(p), keep)));
+                l.write(m, first);
+                l.write(v, second);
+            }
         }
     }
+}
+
+/// Whether all values are zero.
+#[inline(always)]
+fn zero(values: &[f32]) -> bool {
+    values.iter().fold(0, |bits, value| bits | value.to_bits() << 1) == 0
 }
 
 /// Sums with as many accumulators on every instruction set, so that all of them return the same bits.
@@ -193,6 +208,25 @@ mod tests {
         let (first, second) = (-0.25 * (1.0 - f64::from(0.9f32)), 0.0625 * (1.0 - f64::from(0.999f32)));
         assert!((f64::from(m[0]) - first).abs() < 1e-8, "{}, expected {first}", m[0]);
         assert!((f64::from(v[0]) - second).abs() < 1e-11, "{}, expected {second}", v[0]);
+    }
+
+    #[test]
+    fn values_without_gradients_change_by_decay_alone() {
+        let mut gradients = vec![0.0f32; 1000];
+        gradients[300] = 0.5;
+        for weight_decay in [0.0, 0.01] {
+            let adamw = AdamW { weight_decay, ..ADAMW };
+            let (mut p, mut m, mut v) = (vec![0.5f32; 1000], vec![0.0; 1000], vec![0.0; 1000]);
+            let (mut exact, mut exact_m, mut exact_v) = (p.clone(), m.clone(), v.clone());
+            // The first step's moments go on to act when the gradient has gone.
+            for gradients in [&gradients, &vec![0.0; 1000]] {
+                step(&mut p, gradients, &mut m, &mut v, &adamw);
+                reference::step(&mut exact, gradients, &mut exact_m, &mut exact_v, &adamw);
+            }
+            close(&p, &exact, 1e-3).unwrap();
+            assert_eq!(p[0].to_bits() == 0.5f32.to_bits(), weight_decay == 0.0);
+            assert!((p[300] - p[0]).abs() > 3e-4, "{}", p[300]);
+        }
     }
 
     #[test]

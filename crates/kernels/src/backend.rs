@@ -66,6 +66,10 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Rows of a pass that keep the device busy; more take memory and save little time.
     fn rows_at_once(&self) -> usize;
 
+    /// Bytes of an activation.
+    fn narrow_size(&self) -> usize {
+        2
+    }
     /// `len` zeros.
     fn wide(&self, len: usize) -> Self::Wide;
     /// `len` zeros.

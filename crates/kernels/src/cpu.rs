@@ -72,6 +72,9 @@ impl<E: Element> Backend for Cpu<E> {
         512
     }
 
+    fn narrow_size(&self) -> usize {
+        size_of::<E>()
+    }
     fn wide(&self, len: usize) -> Vec<f32> {
         vec![0.0; len]
     }

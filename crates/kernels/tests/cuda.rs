@@ -192,7 +192,11 @@ impl Spec {
 fn blocks(random: &mut Random, format: BlockFormat, len: usize) -> Vec<u8> {
     let mut raw = Vec::new();
     for _ in 0..len / 32 {
-        raw.extend(f16::from_f32(random.next() * 0.1).to_le_bytes());
+        let scale = random.next() * 0.1;
+        match format {
+            BlockFormat::Nf4 => raw.extend(scale.to_le_bytes()),
+            _ => raw.extend(f16::from_f32(scale).to_le_bytes()),
+        }
         if format == BlockFormat::Q4_1 {
             raw.extend(f16::from_f32(random.next()).to_le_bytes());
         }
@@ -202,7 +206,7 @@ fn blocks(random: &mut Random, format: BlockFormat, len: usize) -> Vec<u8> {
     raw
 }
 
-const FORMATS: [BlockFormat; 3] = [BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0];
+const FORMATS: [BlockFormat; 4] = [BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0, BlockFormat::Nf4];
 
 fn embed<B: Backend>(ops: &B, width: usize, format: Option<BlockFormat>) -> Results {
     let mut random = Random(1);

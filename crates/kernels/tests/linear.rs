@@ -325,6 +325,26 @@ fn rows_of_a_matrix_come_back() {
     }
 }
 
+/// As published with bitsandbytes.
+const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
 /// Blocks of a file as their format has them, and the values they stand for.
 fn blocks(format: BlockFormat, values: usize, seed: u64) -> (Vec<u8>, Vec<f32>) {
     let mut random = Random(seed);
@@ -332,7 +352,9 @@ fn blocks(format: BlockFormat, values: usize, seed: u64) -> (Vec<u8>, Vec<f32>) 
     for _ in 0..values / 32 {
         let (d, m) = (f16::from_f32(0.1 * random.next()), f16::from_f32(random.next()));
         let quants: Vec<u8> = (0..format.bytes()).map(|_| (256.0 * (random.next() + 0.5)) as u8).collect();
-        raw.extend(d.to_le_bytes());
+        if format != BlockFormat::Nf4 {
+            raw.extend(d.to_le_bytes());
+        }
         let nibble = |i: usize| f32::from(quants[i % 16] >> (i / 16 * 4) & 15);
         let d = d.to_f32();
         match format {
@@ -345,6 +367,12 @@ fn blocks(format: BlockFormat, values: usize, seed: u64) -> (Vec<u8>, Vec<f32>) 
                 raw.extend(&quants[..16]);
                 expanded.extend((0..32).map(|i| d * nibble(i) + m.to_f32()));
             }
+            BlockFormat::Nf4 => {
+                let d = 0.1 * m.to_f32();
+                raw.extend(d.to_le_bytes());
+                raw.extend(&quants[..16]);
+                expanded.extend((0..32).map(|i| d * NF4[nibble(i) as usize]));
+            }
             BlockFormat::Q8_0 => {
                 raw.extend(&quants[..32]);
                 expanded.extend(quants[..32].iter().map(|q| d * f32::from(*q as i8)));
@@ -356,7 +384,7 @@ fn blocks(format: BlockFormat, values: usize, seed: u64) -> (Vec<u8>, Vec<f32>) 
 
 /// A matrix kept in few bits gives the bits of the same matrix expanded beforehand.
 fn blocks_are_expanded_exactly<E: Element>(rows: usize, cols: usize, batch: usize) {
-    for format in [BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0] {
+    for format in [BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0, BlockFormat::Nf4] {
         let (raw, values) = blocks(format, rows * cols, 7);
         let mut read = |row: usize, out: &mut [f32]| out.copy_from_slice(&values[row * cols..][..cols]);
         let dense = PackedMatrix::<E>::new(rows, cols, &mut read);

@@ -54,6 +54,17 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// An observer had the training stopped.
+    #[error("the training was stopped")]
+    Stopped,
+    /// A file of a linear model does not hold one.
+    #[error("{}: is no linear model: {problem}", path.display())]
+    Linear {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        problem: String,
+    },
     /// There is a run in the way.
     #[error("{}: there is already a run in this folder", path.display())]
     Occupied {

@@ -78,7 +78,8 @@ impl TrainData {
         &self.valid
     }
 
-    fn labels(&self) -> Vec<String> {
+    /// The labels of the training examples, sorted, each once.
+    pub(crate) fn label_names(&self) -> Vec<String> {
         let mut labels: Vec<String> = self.train.iter().map(|example| example.label.clone()).collect();
         labels.sort_unstable();
         labels.dedup();
@@ -140,7 +141,7 @@ impl Encoded {
         recipe: &Recipe,
     ) -> Result<Self> {
         let prompt = prompt(data, base, tokenizer, recipe)?;
-        let names = data.labels();
+        let names = data.label_names();
         // A head tells labels apart by their index.
         let by_head = base.config.is_encoder() || recipe.method_for(base) == Method::Head;
         let ids = if by_head {

@@ -24,10 +24,12 @@ pub use engine::StepReport;
 pub use error::{Error, Result};
 pub use examples::TrainData;
 pub use export::{Accuracy, Card, Export, Flip, Gate, MostFlips, Target};
-pub use manifest::{BaseRecord, CascadeRecord, DataRecord, LabelRecord, Manifest, ValidationRecord};
+pub use manifest::{
+    BaseRecord, CascadeRecord, DataRecord, LabelRecord, Manifest, Measured, ValidationRecord,
+};
 pub use observer::{Observer, Started, Validated};
 pub use plan::{Method, Plan, Recipe};
 pub use prompt::{DEFAULT_SYSTEM, Prompt, Query};
 pub use router::{Answer, Router};
 pub use run::RunFolder;
-pub use train::{Outcome, train};
+pub use train::{Outcome, peak_memory, train, train_linear};

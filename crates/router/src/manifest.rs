@@ -90,8 +90,10 @@ impl Manifest {
         let lora = &self.recipe.lora;
         let method = match self.method {
             Method::Lora => format!("LoRA, rank {}, alpha {}", lora.rank, lora.alpha),
+            Method::Qlora => format!("QLoRA, rank {}, alpha {}, base in 4 bits", lora.rank, lora.alpha),
             Method::Full => "every weight".to_owned(),
             Method::Head => "linear head on the frozen model".to_owned(),
+            Method::Linear => return "linear support vector machines on n-grams, no base model".to_owned(),
         };
         if self.trainable == 0 || self.parameters == 0 {
             return method;
@@ -131,6 +133,15 @@ pub struct LabelRecord {
     pub ids: Vec<u32>,
     /// Training examples.
     pub examples: usize,
+}
+
+/// `measured.json`: what a training took. It differs from run to run, so it is no part of the manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Wall time of the process that finished the run, from the model's loading on.
+    pub seconds: f64,
+    /// Its peak memory, where the system tells.
+    pub peak_memory_bytes: Option<u64>,
 }
 
 /// A data file.

@@ -17,8 +17,10 @@ pub struct Started {
     pub total_steps: u64,
     /// Steps already taken, in a resumed run.
     pub steps_done: u64,
-    /// LoRA values that train.
+    /// Values that train.
     pub trainable: usize,
+    /// Bytes that the training needs at least; `None` where it is no more than the model itself.
+    pub memory: Option<usize>,
     /// Parameters of the base model.
     pub parameters: usize,
     /// Examples as the model sees them: the pieces of text and whether they carry loss.
@@ -46,6 +48,10 @@ pub trait Observer {
     fn stepped(&mut self, _step: &StepReport) {}
     /// Validation rows `done` of `total` are scored.
     fn scoring(&mut self, _done: usize, _total: usize) {}
+    /// Asked now and then: whether the training shall go on. When not, it ends with [`crate::Error::Stopped`].
+    fn goes_on(&mut self) -> bool {
+        true
+    }
     /// A validation is over.
     fn validated(&mut self, _validated: &Validated) {}
 }

@@ -14,19 +14,30 @@ use crate::prompt::DEFAULT_SYSTEM;
 pub enum Method {
     /// Small matrices beside the frozen weights (Hu et al., 2021).
     Lora,
+    /// The same beside weights that stay in 4 bits, in training and in routing (Dettmers et al., 2023).
+    Qlora,
     /// Every weight.
     Full,
     /// A linear head on the features of the frozen model: transfer learning.
     Head,
+    /// A linear model of n-grams, without any base model.
+    Linear,
 }
 
 impl Method {
+    /// Whether LoRA's matrices are what it trains.
+    pub fn has_adapter(self) -> bool {
+        matches!(self, Self::Lora | Self::Qlora)
+    }
+
     /// `lora` and so on.
     pub fn name(self) -> &'static str {
         match self {
             Self::Lora => "lora",
+            Self::Qlora => "qlora",
             Self::Full => "full",
             Self::Head => "head",
+            Self::Linear => "linear",
         }
     }
 }

@@ -38,7 +38,7 @@ impl<'a> From<&'a routing::Example> for Query<'a> {
 }
 
 /// The frozen prompt: what stands before and after a query, as text and as tokens.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Prompt {
     /// The run's system message.
     pub system: String,

@@ -7,6 +7,7 @@ use engine::{Model, Storage};
 use formats::{BaseModel, Tokenizer};
 use kernels::{Backend, Encoding};
 use routing::calibration::{Decision, top};
+use routing::linear::LinearModel;
 
 use crate::Result;
 use crate::manifest::Manifest;
@@ -39,6 +40,18 @@ pub struct Answer {
 /// A trained model ready to answer.
 pub struct Router<B: Backend> {
     manifest: Manifest,
+    reader: Reader<B>,
+}
+
+/// What reads a query.
+enum Reader<B: Backend> {
+    /// A base model with what was trained.
+    Model(Box<Trained<B>>),
+    /// N-grams alone.
+    Linear(LinearModel),
+}
+
+struct Trained<B: Backend> {
     model: Model<B>,
     scoring: Scoring<B>,
     tokenizer: Tokenizer,
@@ -54,13 +67,14 @@ impl<B: Backend> Router<B> {
         let method = run.manifest.method;
         let storage = match method {
             Method::Lora => Storage::AsStored,
-            Method::Full | Method::Head => Storage::Expanded,
+            Method::Qlora => Storage::FourBits,
+            Method::Full | Method::Head | Method::Linear => Storage::Expanded,
         };
         // Hashing the base takes about as long as loading it.
         let (checked, adapter, tokenizer, model) = std::thread::scope(|scope| {
             let checked = scope.spawn(|| run.check_base(base));
             let files = scope.spawn(|| {
-                let adapter = (method == Method::Lora).then(|| run.adapter(&base.config)).transpose();
+                let adapter = method.has_adapter().then(|| run.adapter(&base.config)).transpose();
                 (adapter, run.tokenizer())
             });
             let model = Model::load(backend, base, storage);
@@ -74,12 +88,24 @@ impl<B: Backend> Router<B> {
         }
         // A head is as exact as the features it reads.
         match &adapter {
+            // Merged, the weights would no longer fit their 4 bits.
+            Some(adapter) if method == Method::Qlora => model.attach(adapter),
             Some(adapter) => model.merge(adapter, Encoding::Compute),
             None if method == Method::Full => model.encode(Encoding::Compute),
             None => {}
         }
         let scoring = Scoring::head(run.head(model.config())?, &run.manifest.prompt);
-        Ok(Self { manifest: run.manifest, model, scoring, tokenizer })
+        let reader = Reader::Model(Box::new(Trained { model, scoring, tokenizer }));
+        Ok(Self { manifest: run.manifest, reader })
+    }
+
+    /// Opens a run of method `linear`, which has no base model.
+    ///
+    /// # Errors
+    /// When the model's files do not fit.
+    pub fn open_linear(run: RunFolder) -> Result<Self> {
+        let linear = run.linear()?;
+        Ok(Self { manifest: run.manifest, reader: Reader::Linear(linear) })
     }
 
     /// A router that scores the tokens of labels; the model holds what the run trained, or is given it here.
@@ -91,12 +117,15 @@ impl<B: Backend> Router<B> {
         encoding: Encoding,
     ) -> Result<Self> {
         match adapter {
+            // Merged, the weights would no longer fit their 4 bits.
+            Some(adapter) if manifest.method == Method::Qlora => model.attach(adapter),
             Some(adapter) => model.merge(adapter, encoding),
             None => model.encode(encoding),
         }
         let labels: Vec<Vec<u32>> = manifest.labels.iter().map(|label| label.ids.clone()).collect();
         let scoring = Scoring::tokens(&model, &labels, &manifest.prompt)?;
-        Ok(Self { manifest, model, scoring, tokenizer })
+        let reader = Reader::Model(Box::new(Trained { model, scoring, tokenizer }));
+        Ok(Self { manifest, reader })
     }
 
     /// What the run says of itself.
@@ -109,17 +138,23 @@ impl<B: Backend> Router<B> {
         &self.manifest.labels[index].text
     }
 
-    /// How many tokens a text has, when it stands alone.
+    /// How many tokens a text has, when it stands alone; without a tokenizer, how many words.
     ///
     /// # Errors
     /// When the tokenizer fails.
     pub fn tokens(&self, text: &str) -> Result<usize> {
-        Ok(self.tokenizer.encode_plain(text)?.len())
+        match &self.reader {
+            Reader::Model(trained) => Ok(trained.tokenizer.encode_plain(text)?.len()),
+            Reader::Linear(_) => Ok(text.split_whitespace().count()),
+        }
     }
 
     /// What runs and how.
     pub fn device(&self) -> String {
-        self.model.backend().name()
+        match &self.reader {
+            Reader::Model(trained) => trained.model.backend().name(),
+            Reader::Linear(_) => self.manifest.device.clone(),
+        }
     }
 
     /// Answers each query; no answer depends on the others.
@@ -127,31 +162,34 @@ impl<B: Backend> Router<B> {
     /// # Errors
     /// When a query does not fit the model.
     pub fn route(&mut self, queries: &[Query<'_>]) -> Result<Vec<Answer>> {
-        let prompt = &self.manifest.prompt;
-        let encoded =
-            queries.iter().map(|query| prompt.encode(&self.tokenizer, *query)).collect::<Result<Vec<_>>>()?;
-        let ids: Vec<&[u32]> = encoded.iter().map(|(ids, _)| &ids[..]).collect();
-        let scores = self.scoring.score(&self.model, &ids)?;
-        let answer = |(scores, (_, cut)): (engine::LabelScores, &(Vec<u32>, bool))| {
-            let probabilities = self.manifest.calibration.probabilities(&scores.log_probs);
-            let (label, probability) = top(&probabilities);
-            let name = &self.manifest.labels[label].text;
-            let in_scope = self.manifest.scope.as_ref().is_none_or(|scope| scope.admits(name, probability));
-            let decision =
-                if in_scope { self.manifest.thresholds.decide(label, probability) } else { Decision::Triage };
-            let (log_probs, error_bound) = (scores.log_probs, scores.error_bound);
-            Answer {
-                label,
-                probability,
-                in_scope,
-                decision,
-                probabilities,
-                log_probs,
-                error_bound,
-                cut: *cut,
+        let Trained { model, scoring, tokenizer } = match &mut self.reader {
+            Reader::Model(trained) => &mut **trained,
+            Reader::Linear(linear) => {
+                let log_probs: Vec<Vec<f32>> =
+                    queries.iter().map(|query| linear.log_probs(query.text)).collect();
+                return Ok(log_probs.into_iter().map(|row| self.answer(row, 0.0, false)).collect());
             }
         };
-        Ok(scores.into_iter().zip(&encoded).map(answer).collect())
+        let prompt = &self.manifest.prompt;
+        let encoded =
+            queries.iter().map(|query| prompt.encode(tokenizer, *query)).collect::<Result<Vec<_>>>()?;
+        let ids: Vec<&[u32]> = encoded.iter().map(|(ids, _)| &ids[..]).collect();
+        let scores = scoring.score(model, &ids)?;
+        let answers = scores.into_iter().zip(&encoded);
+        Ok(answers
+            .map(|(scores, (_, cut))| self.answer(scores.log_probs, scores.error_bound, *cut))
+            .collect())
+    }
+
+    /// The decision that follows from scores.
+    fn answer(&self, log_probs: Vec<f32>, error_bound: f32, cut: bool) -> Answer {
+        let probabilities = self.manifest.calibration.probabilities(&log_probs);
+        let (label, probability) = top(&probabilities);
+        let name = &self.manifest.labels[label].text;
+        let in_scope = self.manifest.scope.as_ref().is_none_or(|scope| scope.admits(name, probability));
+        let decision =
+            if in_scope { self.manifest.thresholds.decide(label, probability) } else { Decision::Triage };
+        Answer { label, probability, in_scope, decision, probabilities, log_probs, error_bound, cut }
     }
 }
 

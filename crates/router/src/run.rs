@@ -6,13 +6,17 @@ use std::path::{Path, PathBuf};
 use engine::{Head, Lora, Projection, Trainable, Weights};
 use formats::{AdapterConfig, BaseModel, DType, ModelConfig, Tokenizer, safetensors, store};
 
-use crate::manifest::{FORMAT, Manifest};
+use crate::manifest::{FORMAT, Manifest, Measured};
 use crate::plan::Method;
 use crate::{Error, Result};
+use routing::linear::{LinearModel, StoredLinear};
 
 pub(crate) const MANIFEST: &str = "frontdesk.json";
 pub(crate) const CHECKPOINT: &str = "checkpoint";
 const HEAD: &str = "head.safetensors";
+const LINEAR: &str = "linear.json";
+const LINEAR_WEIGHTS: &str = "linear.safetensors";
+const MEASURED: &str = "measured.json";
 const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
 
@@ -22,6 +26,16 @@ pub(crate) enum Trained {
     Model(Trainable),
     /// A linear head.
     Head(Head),
+    /// A model of n-grams.
+    Linear(StoredLinear),
+}
+
+/// What a run has from its base model; nothing where there is none.
+#[derive(Clone, Copy)]
+pub(crate) struct FromBase<'a> {
+    pub(crate) config: &'a ModelConfig,
+    pub(crate) config_json: &'a str,
+    pub(crate) tokenizer: &'a Tokenizer,
 }
 
 /// A finished run on disk.
@@ -109,6 +123,28 @@ impl RunFolder {
         (self.manifest.method == Method::Full).then_some(&self.path)
     }
 
+    /// The model of n-grams of a run of that method.
+    ///
+    /// # Errors
+    /// When it cannot be read or is none.
+    pub fn linear(&self) -> Result<LinearModel> {
+        let path = self.path.join(LINEAR);
+        let mut stored: StoredLinear = read_json(&path)?;
+        let mut tensors = safetensors::read_f32(self.path.join(LINEAR_WEIGHTS))?;
+        stored.weights = tensors.remove("weights").map(|(_, values)| values).unwrap_or_default();
+        let labels = self.manifest.labels.len();
+        if stored.labels != labels {
+            let problem = format!("it tells {} labels apart, the run has {labels}", stored.labels);
+            return Err(Error::Linear { path, problem });
+        }
+        LinearModel::try_from(stored).map_err(|problem| Error::Linear { path, problem })
+    }
+
+    /// What the training took, where it was written down.
+    pub fn measured(&self) -> Option<Measured> {
+        read_json(&self.path.join(MEASURED)).ok()
+    }
+
     /// The tokenizer that the run was trained with.
     ///
     /// # Errors
@@ -138,31 +174,43 @@ impl RunFolder {
         path: &Path,
         mut manifest: Manifest,
         trained: &Trained,
-        (config, config_json): (&ModelConfig, &str),
-        tokenizer: &Tokenizer,
+        base: Option<FromBase<'_>>,
+        measured: Measured,
     ) -> Result<Self> {
-        let mut own = vec!["tokenizer.json", "tokenizer_config.json"];
-        tokenizer.save(path)?;
-        let head = match trained {
-            Trained::Head(head) => Some(head.clone()),
-            Trained::Model(trainable) => {
-                if let Some(adapter) = trainable.adapter(config) {
-                    write_adapter(path, &manifest, &adapter, config)?;
-                    own.extend(["adapter_config.json", "adapter_model.safetensors"]);
-                } else {
-                    write_weights(path, trainable, config)?;
-                    store::write_atomically(path.join(CONFIG), config_json.as_bytes())?;
-                    own.extend([WEIGHTS, CONFIG]);
-                }
-                trainable.head(config)
-            }
-        };
-        if let Some(Head { weight, bias, .. }) = &head {
-            let shape = vec![bias.len(), config.hidden_size];
-            let tensors = [("weight", shape, &weight[..]), ("bias", vec![bias.len()], &bias[..])];
-            safetensors::write(path.join(HEAD), DType::F32, &tensors)?;
-            own.push(HEAD);
+        let mut own = Vec::new();
+        if let Trained::Linear(linear) = trained {
+            let (rows, labels) = (linear.weights.len() / linear.labels.max(1), linear.labels);
+            let weights = [("weights", vec![rows, labels], &linear.weights[..])];
+            safetensors::write(path.join(LINEAR_WEIGHTS), DType::F32, &weights)?;
+            write_json(&path.join(LINEAR), linear)?;
+            own.extend([LINEAR, LINEAR_WEIGHTS]);
         }
+        if let Some(FromBase { config, config_json, tokenizer }) = base {
+            tokenizer.save(path)?;
+            own.extend(["tokenizer.json", "tokenizer_config.json"]);
+            let head = match trained {
+                Trained::Head(head) => Some(head.clone()),
+                Trained::Model(trainable) => {
+                    if let Some(adapter) = trainable.adapter(config) {
+                        write_adapter(path, &manifest, &adapter, config)?;
+                        own.extend(["adapter_config.json", "adapter_model.safetensors"]);
+                    } else {
+                        write_weights(path, trainable, config)?;
+                        store::write_atomically(path.join(CONFIG), config_json.as_bytes())?;
+                        own.extend([WEIGHTS, CONFIG]);
+                    }
+                    trainable.head(config)
+                }
+                Trained::Linear(_) => None,
+            };
+            if let Some(Head { weight, bias, .. }) = &head {
+                let shape = vec![bias.len(), config.hidden_size];
+                let tensors = [("weight", shape, &weight[..]), ("bias", vec![bias.len()], &bias[..])];
+                safetensors::write(path.join(HEAD), DType::F32, &tensors)?;
+                own.push(HEAD);
+            }
+        }
+        write_json(&path.join(MEASURED), &measured)?;
         manifest.format = FORMAT;
         manifest.files = BTreeMap::new();
         for name in own {

@@ -4,20 +4,22 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use engine::{Adapter, Balance, Head, Model, Sampler, Storage, Trainable, Trainer, TrainerOptions};
+use engine::{Adapter, Balance, Model, Sampler, Storage, Trainable, Trainer, TrainerOptions};
 use formats::{BaseModel, store};
 use kernels::{Backend, bf16};
 use routing::calibration::{Calibration, Goal, Scored, Thresholds, probabilities, top};
+use routing::linear::{LinearConfig, LinearModel, StoredLinear};
 use routing::metrics::Metrics;
 use serde_json::json;
 
 use crate::best::Best;
 use crate::checkpoint::Checkpoint;
 use crate::examples::{Encoded, TrainData};
-use crate::manifest::{BaseRecord, Manifest, ValidationRecord};
+use crate::manifest::{BaseRecord, LabelRecord, Manifest, Measured, ValidationRecord};
 use crate::observer::{Observer, Started, Validated};
 use crate::plan::{Method, Plan, Recipe};
-use crate::run::{MANIFEST, RunFolder, Trained, read_json, write_json};
+use crate::prompt::Prompt;
+use crate::run::{FromBase, MANIFEST, RunFolder, Trained, read_json, write_json};
 use crate::scoring::Scoring;
 use crate::transfer::transfer;
 use crate::{Error, Result};
@@ -77,6 +79,9 @@ pub fn train<B: Backend>(
     }
     let recipe = &plan.recipe;
     let (method, lr) = (recipe.method_for(&base), recipe.lr_for(&base));
+    if method == Method::Linear {
+        return train_linear(data, plan, out, observer);
+    }
     let device = backend.name();
     if method == Method::Full && !backend.trains_weights() {
         return Err(Error::Method { method: method.name(), device });
@@ -89,12 +94,18 @@ pub fn train<B: Backend>(
         write_json(&Checkpoint::plan_path(out), plan)?;
     }
 
-    let storage = if method == Method::Full { Storage::Expanded } else { Storage::AsStored };
+    let storage = match method {
+        Method::Full => Storage::Expanded,
+        Method::Qlora => Storage::FourBits,
+        Method::Lora | Method::Head | Method::Linear => Storage::AsStored,
+    };
     let model = Model::load(backend, &base, storage)?;
     let trainable = match method {
         Method::Full => Some(Trainable::weights(&base)?),
-        Method::Lora => Some(Adapter::new(recipe.lora.clone(), &base.config, recipe.seed).into()),
-        Method::Head => None,
+        Method::Lora | Method::Qlora => {
+            Some(Adapter::new(recipe.lora.clone(), &base.config, recipe.seed).into())
+        }
+        Method::Head | Method::Linear => None,
     };
     let config_json = base.config_json()?;
     let base_record = BaseRecord {
@@ -113,6 +124,7 @@ pub fn train<B: Backend>(
         total_steps: 0,
         steps_done: 0,
         trainable: 0,
+        memory: None,
         parameters: config.parameters(),
         shown: encoded.show(&tokenizer, 3)?,
     };
@@ -126,7 +138,8 @@ pub fn train<B: Backend>(
             }
             let before = run.trainer.steps();
             let (total_steps, trainable) = (run.total_steps, run.trainer.parameters());
-            run.observer.started(&Started { total_steps, steps_done: before, trainable, ..started });
+            let memory = Some(run.trainer.memory());
+            run.observer.started(&Started { total_steps, steps_done: before, trainable, memory, ..started });
             let mut log = Log::open(&out.join(LOG), before)?;
             run.train_to_the_end(&checkpoint, &mut log, Duration::from_secs_f32(plan.checkpoint_seconds))?;
             let steps = run.trainer.steps();
@@ -138,27 +151,118 @@ pub fn train<B: Backend>(
             let found = transfer(&model, &encoded, data.valid_file.is_some(), observer)?;
             (Trained::Head(found.head), head_size, 0, 0, 0, found.log_probs, model.backend().peak_bytes())
         };
-    let rows: Vec<usize> = (0..encoded.valid.len()).collect();
-    let (accuracy, macro_f1) = judge(&log_probs, &rows, &encoded);
-
-    let names: Vec<String> = encoded.labels.iter().map(|label| label.text.clone()).collect();
-    let calibration = Calibration::fit(&log_probs, &encoded.valid_labels);
-    let thresholds = choose_thresholds(&names, &calibration, &log_probs, &encoded.valid_labels, recipe);
     let manifest = Manifest {
-        format: crate::manifest::FORMAT,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
         method,
         base: base_record,
-        labels: encoded.labels,
         prompt: encoded.prompt,
-        data: data.data.clone(),
-        valid: data.valid_file.clone(),
-        recipe: recipe.clone(),
         device,
         trainable: values,
         parameters: config.parameters(),
         steps,
         best_step,
+        ..manifest(encoded.labels, &log_probs, &encoded.valid_labels, data, recipe)
+    };
+    let base = FromBase { config: &config, config_json: &config_json, tokenizer: &tokenizer };
+    let seconds = begun.elapsed().as_secs_f64();
+    let run = RunFolder::write(out, manifest, &trained, Some(base), measured(seconds))?;
+    checkpoint.remove()?;
+    Ok(Outcome { run, steps: taken, seconds, device_bytes })
+}
+
+/// Trains a linear model of n-grams, which needs no base model, and writes the run folder `out`. It is judged on the
+/// validation examples, and then fitted on all, unless those are in a file of their own.
+///
+/// # Errors
+/// When the folder is taken or the data does not suit.
+pub fn train_linear(
+    data: &TrainData,
+    plan: &Plan,
+    out: &Path,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    let begun = Instant::now();
+    if out.join(MANIFEST).exists() || Checkpoint::plan_path(out).exists() {
+        return Err(Error::Occupied { path: out.to_path_buf() });
+    }
+    let failed = |source| Error::Io { path: out.to_path_buf(), action: "written", source };
+    std::fs::create_dir_all(out).map_err(failed)?;
+    let names = data.label_names();
+    let label_of = |example: &routing::Example| names.binary_search(&example.label).unwrap_or(names.len());
+    let config = LinearConfig { seed: plan.recipe.seed, ..LinearConfig::default() };
+    let fit = |rows: &[&routing::Example]| {
+        let texts: Vec<&str> = rows.iter().map(|example| example.text.as_str()).collect();
+        let labels: Vec<usize> = rows.iter().map(|example| label_of(example)).collect();
+        LinearModel::train(&texts, &labels, names.len(), &config)
+    };
+    let own: Vec<&routing::Example> = data.train.iter().collect();
+    let mut model = fit(&own);
+    let weights = model.n_weights();
+    observer.started(&Started {
+        examples: own.len(),
+        validation: data.valid.len(),
+        labels: names.len(),
+        cut: 0,
+        total_steps: 0,
+        steps_done: 0,
+        trainable: weights,
+        memory: None,
+        parameters: weights,
+        shown: Vec::new(),
+    });
+    let log_probs: Vec<Vec<f32>> = data.valid.iter().map(|example| model.log_probs(&example.text)).collect();
+    let valid_labels: Vec<usize> = data.valid.iter().map(label_of).collect();
+    if data.valid_file.is_none() {
+        // A label that training does not have cannot be fitted.
+        let known = data.valid.iter().filter(|example| label_of(example) < names.len());
+        model = fit(&own.iter().copied().chain(known).collect::<Vec<_>>());
+    }
+    let record = |text: &String| LabelRecord {
+        text: text.clone(),
+        ids: Vec::new(),
+        examples: data.train.iter().filter(|example| example.label == *text).count(),
+    };
+    let labels = names.iter().map(record).collect();
+    let manifest = Manifest {
+        method: Method::Linear,
+        trainable: model.n_weights(),
+        parameters: model.n_weights(),
+        device: "cpu f32".to_owned(),
+        ..manifest(labels, &log_probs, &valid_labels, data, &plan.recipe)
+    };
+    let seconds = begun.elapsed().as_secs_f64();
+    let trained = Trained::Linear(StoredLinear::from(&model));
+    let run = RunFolder::write(out, manifest, &trained, None, measured(seconds))?;
+    Ok(Outcome { run, steps: 0, seconds, device_bytes: None })
+}
+
+/// What every run says of itself, whatever its method: how it did on the validation examples, and what follows.
+fn manifest(
+    labels: Vec<LabelRecord>,
+    log_probs: &[Vec<f32>],
+    valid_labels: &[usize],
+    data: &TrainData,
+    recipe: &Recipe,
+) -> Manifest {
+    let names: Vec<String> = labels.iter().map(|label| label.text.clone()).collect();
+    let rows: Vec<usize> = (0..valid_labels.len()).collect();
+    let (accuracy, macro_f1) = judge(log_probs, &rows, &names, valid_labels);
+    let calibration = Calibration::fit(log_probs, valid_labels);
+    let thresholds = choose_thresholds(&names, &calibration, log_probs, valid_labels, recipe);
+    Manifest {
+        format: crate::manifest::FORMAT,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        method: Method::Linear,
+        base: BaseRecord { source: "none".to_owned(), name: "none".to_owned(), sha256: String::new() },
+        labels,
+        prompt: Prompt::default(),
+        data: data.data.clone(),
+        valid: data.valid_file.clone(),
+        recipe: recipe.clone(),
+        device: String::new(),
+        trainable: 0,
+        parameters: 0,
+        steps: 0,
+        best_step: 0,
         validation: ValidationRecord { rows: rows.len(), accuracy, macro_f1 },
         calibration,
         thresholds,
@@ -166,10 +270,19 @@ pub fn train<B: Backend>(
         calibrated_on: None,
         cascade: None,
         files: std::collections::BTreeMap::new(),
-    };
-    let run = RunFolder::write(out, manifest, &trained, (&config, &config_json), &tokenizer)?;
-    checkpoint.remove()?;
-    Ok(Outcome { run, steps: taken, seconds: begun.elapsed().as_secs_f64(), device_bytes })
+    }
+}
+
+fn measured(seconds: f64) -> Measured {
+    Measured { seconds, peak_memory_bytes: peak_memory() }
+}
+
+/// The process's peak memory in bytes, where the system tells.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
 }
 
 /// Of everything that decides the result.
@@ -209,8 +322,10 @@ impl<'a, B: Backend> Training<'a, B> {
     ) -> Result<Self> {
         let labels: Vec<Vec<u32>> = encoded.labels.iter().map(|label| label.ids.clone()).collect();
         let trainable = if model.is_encoder() {
-            let (classes, width) = (labels.len(), model.config().hidden_size);
-            trainable.with_head(&Head::zeros(classes, width))
+            // The head begins as the best one on the model as it is (Kumar et al., 2022): what is known already need
+            // not be torn down to learn it.
+            let found = transfer(&model, encoded, true, observer)?;
+            trainable.with_head(&found.head.for_length_of(&found.features))
         } else {
             trainable
         };
@@ -244,6 +359,9 @@ impl<'a, B: Backend> Training<'a, B> {
         while self.trainer.steps() < self.total_steps {
             let report = self.trainer.step()?;
             self.observer.stepped(&report);
+            if !self.observer.goes_on() {
+                return Err(Error::Stopped);
+            }
             log.write(&json!({
                 "step": report.step, "loss": report.loss, "lr": report.lr, "gradient_norm": report.gradient_norm,
                 "examples": report.examples, "rows": report.rows, "seconds": log.seconds(),
@@ -277,7 +395,8 @@ impl<'a, B: Backend> Training<'a, B> {
         let stride = self.encoded.valid.len().div_ceil(self.recipe.max_validation.max(1)).max(1);
         let rows: Vec<usize> = (0..self.encoded.valid.len()).step_by(stride).collect();
         let log_probs = self.score(&rows)?;
-        let (accuracy, macro_f1) = judge(&log_probs, &rows, self.encoded);
+        let names: Vec<String> = self.encoded.labels.iter().map(|label| label.text.clone()).collect();
+        let (accuracy, macro_f1) = judge(&log_probs, &rows, &names, &self.encoded.valid_labels);
         let answers = log_probs.iter().map(|row| top(&probabilities(row, 1.0)).0).collect();
         let truth: Vec<usize> = rows.iter().map(|&row| self.encoded.valid_labels[row]).collect();
         let values = || self.trainer.trainable().values;
@@ -318,18 +437,15 @@ impl<'a, B: Backend> Training<'a, B> {
 }
 
 /// Accuracy and macro-F1 on these validation rows, over the labels that they have.
-fn judge(log_probs: &[Vec<f32>], rows: &[usize], encoded: &Encoded) -> (f64, f64) {
-    let names: Vec<String> = encoded.labels.iter().map(|label| label.text.clone()).collect();
+fn judge(log_probs: &[Vec<f32>], rows: &[usize], names: &[String], valid_labels: &[usize]) -> (f64, f64) {
     let name =
         |label: usize| names.get(label).map_or("(a label that training does not have)", String::as_str);
     let answers: Vec<(&str, &str)> = rows
         .iter()
         .zip(log_probs)
-        .map(|(&row, log_probs)| {
-            (name(encoded.valid_labels[row]), name(top(&probabilities(log_probs, 1.0)).0))
-        })
+        .map(|(&row, log_probs)| (name(valid_labels[row]), name(top(&probabilities(log_probs, 1.0)).0)))
         .collect();
-    let metrics = Metrics::from_names(&names, &answers);
+    let metrics = Metrics::from_names(names, &answers);
     (metrics.accuracy, metrics.macro_avg.f1)
 }
 

@@ -4,16 +4,21 @@ use engine::{Features, Head, HeadFit, HeadProblem, Model};
 use kernels::Backend;
 use routing::calibration::Calibration;
 
-use crate::Result;
 use crate::examples::Encoded;
 use crate::observer::Observer;
+use crate::{Error, Result};
 
 /// Strengths of the weights' penalty that are tried, the strongest first: each fit starts where the last ended.
 const STRENGTHS: [f64; 7] = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64];
 
+/// Texts between two questions whether to go on.
+const PIECE: usize = 1024;
+
 /// A fitted head.
 pub(crate) struct Transferred {
     pub(crate) head: Head,
+    /// The training examples' features.
+    pub(crate) features: Vec<f32>,
     /// What a head that has not seen the validation examples says to them.
     pub(crate) log_probs: Vec<Vec<f32>>,
 }
@@ -29,7 +34,14 @@ pub(crate) fn transfer<B: Backend>(
     let train = encoded.train.iter().map(|example| &example.query[..]);
     let texts: Vec<&[u32]> = train.chain(encoded.valid.iter().map(Vec::as_slice)).collect();
     let mut computer = Features::new(encoded.prompt.shared_ids().to_vec());
-    let features = computer.compute(model, &texts, &mut |done| observer.scoring(done, texts.len()))?;
+    let mut features = Vec::new();
+    for (piece, first) in texts.chunks(PIECE).zip((0..).step_by(PIECE)) {
+        let total = texts.len();
+        features.extend(computer.compute(model, piece, &mut |done| observer.scoring(first + done, total))?);
+        if !observer.goes_on() {
+            return Err(Error::Stopped);
+        }
+    }
 
     let (width, classes) = (model.config().hidden_size, encoded.labels.len());
     let (own, held) = features.split_at(encoded.train.len() * width);
@@ -55,7 +67,9 @@ pub(crate) fn transfer<B: Backend>(
     }
     let (_, strength, fit, log_probs) = best;
     if apart {
-        return Ok(Transferred { head: problem.head(&fit), log_probs });
+        let head = problem.head(&fit);
+        features.truncate(encoded.train.len() * width);
+        return Ok(Transferred { head, features, log_probs });
     }
     // A label that training does not have cannot be fitted.
     let known: Vec<usize> =
@@ -74,5 +88,7 @@ pub(crate) fn transfer<B: Backend>(
         labels.iter().map(|&label| of_label[label]).collect()
     };
     let problem = HeadProblem::new(&all, &labels, &factors, classes);
-    Ok(Transferred { head: problem.head(&problem.fit(strength, Some(&fit))), log_probs })
+    let head = problem.head(&problem.fit(strength, Some(&fit)));
+    features.truncate(encoded.train.len() * width);
+    Ok(Transferred { head, features, log_probs })
 }

@@ -64,6 +64,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
         valid: None,
         fields: FieldArgs::default(),
         base: MODEL.to_owned(),
+        budget: std::time::Duration::ZERO,
         out: run.clone(),
         resume: false,
         method: None,

@@ -1,9 +1,11 @@
 //! One file per verb.
 
 pub(crate) mod against;
+pub(crate) mod auto;
 pub(crate) mod bench;
 pub(crate) mod calibrate;
 pub(crate) mod check;
+pub(crate) mod compare;
 pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod export;
@@ -17,7 +19,7 @@ use std::path::{Path, PathBuf};
 use formats::BaseModel;
 use hub::Hub;
 use kernels::{Backend, Encoding};
-use router::{Router, RunFolder};
+use router::{Method, Router, RunFolder};
 use routing::ReadOptions;
 
 use crate::progress::Download;
@@ -52,23 +54,23 @@ fn open_router<B: Backend>(
     encoding: Encoding,
 ) -> anyhow::Result<Router<B>> {
     let run = RunFolder::open(run)?;
+    if run.manifest.method == Method::Linear {
+        return Ok(Router::open_linear(run)?);
+    }
     let base = open_base(&run, base)?;
     Ok(Router::open(backend, run, &base, encoding)?)
 }
 
 /// The model that a run belongs to: its own, the one the user names, or the one the run does.
 fn open_base(run: &RunFolder, base: Option<&str>) -> anyhow::Result<BaseModel> {
+    anyhow::ensure!(
+        run.manifest.method != Method::Linear,
+        "{}: a run of n-grams has no base model; its folder is all there is, copy it as it is",
+        run.path.display()
+    );
     let path = match run.own_model() {
         Some(own) => own.to_owned(),
         None => base_path(base.unwrap_or(&run.manifest.base.source))?,
     };
     Ok(BaseModel::open(path)?)
-}
-
-/// The process's peak memory in bytes, where the system tells.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
 }

@@ -1,18 +1,22 @@
 //! `frontdesk train`: labelled queries in, a run folder out.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::ValueEnum;
 use engine::{Balance, Projection, Schedule};
 use formats::BaseModel;
 use kernels::Backend;
-use router::{Method, Outcome, Plan, Recipe, RunFolder, TrainData};
+use router::{Method, Outcome, Plan, Recipe, RunFolder, TrainData, peak_memory};
 use routing::ReadOptions;
 
 use crate::Done;
 use crate::device::{DeviceArgs, on_device};
 use crate::progress::Training;
-use crate::verbs::{FieldArgs, base_path, peak_memory};
+use crate::verbs::{FieldArgs, auto, base_path};
+
+/// The base that stands for several.
+const AUTO: &str = "auto";
 
 /// Flags of `train`.
 #[derive(Debug, Clone, clap::Args)]
@@ -25,9 +29,12 @@ pub(crate) struct Args {
     pub(crate) valid: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) fields: FieldArgs,
-    /// Base model: a name of the catalogue, a Hugging Face id, or a path.
+    /// Base model: a name of the catalogue, a Hugging Face id, or a path; `auto` tries several and keeps the best.
     #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
     pub(crate) base: String,
+    /// Time for `--base auto`, as 90s, 10m or 2h; a candidate that would take longer is given up.
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+    pub(crate) budget: Duration,
     /// Folder to write; it must not hold a run yet.
     #[arg(long, value_name = "DIR", default_value = "runs/latest")]
     pub(crate) out: PathBuf,
@@ -51,10 +58,14 @@ pub(crate) struct Args {
 pub(crate) enum MethodArg {
     /// Small matrices beside the frozen weights.
     Lora,
+    /// The same beside weights that stay in 4 bits, in training and in routing.
+    Qlora,
     /// Every weight.
     Full,
     /// A linear head on what the frozen model makes of a query: seconds.
     Head,
+    /// A linear model of n-grams, without any base model.
+    Linear,
 }
 
 /// How the learning rate falls.
@@ -197,6 +208,20 @@ impl RecipeArgs {
     }
 }
 
+/// A time such as `90s`, `10m` or `2h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no time; write it as 90s, 10m or 2h");
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let seconds = match unit {
+        's' => 1.0,
+        'm' => 60.0,
+        'h' => 3600.0,
+        _ => return Err(wrong()),
+    };
+    let count: f64 = text[..text.len() - 1].trim().parse().map_err(|_| wrong())?;
+    Duration::try_from_secs_f64(count * seconds).map_err(|_| wrong())
+}
+
 fn projections(names: &[String]) -> anyhow::Result<Vec<Projection>> {
     let known = || Projection::ALL.map(Projection::name).join(", ");
     for name in names {
@@ -226,13 +251,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
 /// Trains as the flags say and reports the result on stderr.
 pub(crate) fn train(args: &Args) -> anyhow::Result<Outcome> {
     args.device.check_training()?;
-    let plan = if args.resume { Plan::of_interrupted(&args.out)? } else { plan(args)? };
-    let fields = ReadOptions { text_field: plan.text_field.clone(), label_field: plan.label_field.clone() };
-    let data = routing::read(&plan.data, &fields)?;
-    let valid = plan.valid.as_ref().map(|valid| routing::read(valid, &fields)).transpose()?;
-    let data = TrainData::new(data, valid, &fields, &plan.recipe)?;
-    let base = BaseModel::open(base_path(&plan.base)?)?;
-    let outcome = on_device!(args.device, start, base, &data, &plan, &args.out, args.resume)?;
+    let outcome = if args.base == AUTO && !args.resume { auto::run(args, args.budget)? } else { one(args)? };
     let (manifest, seconds) = (&outcome.run.manifest, outcome.seconds);
     let memory = |what: &str, bytes: Option<u64>| {
         bytes.map_or_else(String::new, |bytes| format!(", peak {what} {:.2} GB", bytes as f64 / 1e9))
@@ -240,12 +259,13 @@ pub(crate) fn train(args: &Args) -> anyhow::Result<Outcome> {
     let memory =
         memory("memory", peak_memory()) + &memory("device memory", outcome.device_bytes.map(|b| b as u64));
     let did = match manifest.method {
-        Method::Lora | Method::Full => format!("trained {} steps", outcome.steps),
+        Method::Lora | Method::Qlora | Method::Full => format!("trained {} steps", outcome.steps),
         Method::Head => "fitted a head".to_owned(),
+        Method::Linear => "fitted a linear model".to_owned(),
     };
     let kept = match manifest.method {
-        Method::Lora | Method::Full => format!("kept step {}: ", manifest.best_step),
-        Method::Head => String::new(),
+        Method::Lora | Method::Qlora | Method::Full => format!("kept step {}: ", manifest.best_step),
+        Method::Head | Method::Linear => String::new(),
     };
     eprintln!(
         "{did} in {seconds:.1} s on {}{memory}; {kept}validation accuracy {:.1}%, macro-F1 {:.3}",
@@ -254,6 +274,25 @@ pub(crate) fn train(args: &Args) -> anyhow::Result<Outcome> {
         manifest.validation.macro_f1,
     );
     Ok(outcome)
+}
+
+/// Trains the base that is named.
+fn one(args: &Args) -> anyhow::Result<Outcome> {
+    let plan = if args.resume { Plan::of_interrupted(&args.out)? } else { plan(args)? };
+    let data = data(&plan)?;
+    if plan.recipe.method == Some(Method::Linear) {
+        return Ok(router::train_linear(&data, &plan, &args.out, &mut Training::new())?);
+    }
+    let base = BaseModel::open(base_path(&plan.base)?)?;
+    on_device!(args.device, start, base, &data, &plan, &args.out, args.resume)
+}
+
+/// The examples of a plan.
+pub(crate) fn data(plan: &Plan) -> anyhow::Result<TrainData> {
+    let fields = ReadOptions { text_field: plan.text_field.clone(), label_field: plan.label_field.clone() };
+    let data = routing::read(&plan.data, &fields)?;
+    let valid = plan.valid.as_ref().map(|valid| routing::read(valid, &fields)).transpose()?;
+    Ok(TrainData::new(data, valid, &fields, &plan.recipe)?)
 }
 
 fn start<B: Backend>(
@@ -267,13 +306,16 @@ fn start<B: Backend>(
     Ok(router::train(backend, base, data, plan, out, resume, &mut Training::new())?)
 }
 
-fn plan(args: &Args) -> anyhow::Result<Plan> {
+/// The plan that the flags ask for.
+pub(crate) fn plan(args: &Args) -> anyhow::Result<Plan> {
     let fields = args.fields.options();
     let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
     let method = args.method.map(|method| match method {
         MethodArg::Lora => Method::Lora,
+        MethodArg::Qlora => Method::Qlora,
         MethodArg::Full => Method::Full,
         MethodArg::Head => Method::Head,
+        MethodArg::Linear => Method::Linear,
     });
     let data = args.data.as_ref().ok_or_else(|| anyhow::anyhow!("--data FILE is missing"))?;
     Ok(Plan {

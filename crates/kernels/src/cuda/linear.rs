@@ -44,6 +44,7 @@ impl Matrix {
             Some(BlockFormat::Q4_0) => 1,
             Some(BlockFormat::Q4_1) => 2,
             Some(BlockFormat::Q8_0) => 3,
+            Some(BlockFormat::Nf4) => 4,
         };
         (self.memory.address, format)
     }

@@ -1,6 +1,6 @@
-//! Weights kept in 4 or 8 bits, in the block formats of ggml: 32 values along a row share a scale.
+//! Weights kept in 4 or 8 bits, in the block formats of ggml and in NF4: 32 values along a row share a scale.
 //!
-//! A stored block is 32 rows by 32 columns: the rows' scales (f16), for `Q4_1` their minima (f16), then the quants
+//! A stored block is 32 rows by 32 columns: the rows' scales (f16, for NF4 f32), for `Q4_1` their minima (f16), then the quants
 //! `[column][row]`, two columns to a byte in 4 bits. It is expanded to words when a product needs it, each value
 //! rounded just as if the matrix had been expanded before.
 
@@ -8,7 +8,7 @@ use half::f16;
 
 use super::kernel::{COLUMNS, Compute};
 
-/// A block format of ggml.
+/// A block format of ggml, or NF4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BlockFormat {
     /// `d (q - 8)`, 4 bits: 18 bytes for 32 values.
@@ -17,14 +17,36 @@ pub enum BlockFormat {
     Q4_1,
     /// `d q`, signed 8 bits: 34 bytes for 32 values.
     Q8_0,
+    /// `d level[q]` with a scale in f32, 4 bits (Dettmers et al., 2023): 20 bytes for 32 values, quants as in `Q4_0`.
+    Nf4,
 }
+
+/// The levels of NF4.
+pub(super) const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
 
 impl BlockFormat {
     /// Bytes of 32 values, as in a file.
     pub const fn bytes(self) -> usize {
         match self {
             Self::Q4_0 => 18,
-            Self::Q4_1 => 20,
+            Self::Q4_1 | Self::Nf4 => 20,
             Self::Q8_0 => 34,
         }
     }
@@ -36,12 +58,13 @@ impl BlockFormat {
 
     /// Bytes before the quants.
     pub(super) const fn head(self) -> usize {
-        if matches!(self, Self::Q4_1) { 4 * COLUMNS } else { 2 * COLUMNS }
+        if matches!(self, Self::Q4_1 | Self::Nf4) { 4 * COLUMNS } else { 2 * COLUMNS }
     }
 
     /// Writes row `n` of a block, given as in a file.
     pub(super) fn store(self, block: &mut [u8], n: usize, raw: &[u8]) {
-        block[2 * n..][..2].copy_from_slice(&raw[..2]);
+        let scale = if self == Self::Nf4 { 4 } else { 2 };
+        block[scale * n..][..scale].copy_from_slice(&raw[..scale]);
         let (head, quants) = (self.head(), &raw[self.head() / COLUMNS..]);
         if self == Self::Q4_1 {
             block[2 * (COLUMNS + n)..][..2].copy_from_slice(&raw[2..4]);
@@ -66,6 +89,10 @@ impl BlockFormat {
         let half = |at: usize| f16::from_le_bytes([block[2 * at], block[2 * at + 1]]).to_f32();
         let d = half(n);
         match self {
+            Self::Nf4 => {
+                let bytes = &block[4 * n..];
+                (f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]), 0.0)
+            }
             Self::Q4_0 => (d, -8.0 * d),
             Self::Q4_1 => (d, half(COLUMNS + n)),
             Self::Q8_0 => (d, 0.0),
@@ -80,7 +107,8 @@ impl BlockFormat {
         if self == Self::Q8_0 {
             f32::from(quants[k * COLUMNS + n] as i8)
         } else {
-            f32::from(quants[k / 2 * COLUMNS + n] >> (k % 2 * 4) & 15)
+            let quant = quants[k / 2 * COLUMNS + n] >> (k % 2 * 4) & 15;
+            if self == Self::Nf4 { NF4[usize::from(quant)] } else { f32::from(quant) }
         }
     }
 

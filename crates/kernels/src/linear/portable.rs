@@ -282,7 +282,7 @@ mod tests {
         turn::<E>(&mut one, &values);
         (kernels.turn)(&mut other, &values);
         assert_eq!(one, other);
-        for format in [BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0] {
+        for format in [BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0, BlockFormat::Nf4] {
             let block = &bytemuck::cast_slice(&values)[..4 * format.words()];
             expand::<E>(&mut one, block, format);
             (kernels.expand)(&mut other, block, format);

@@ -120,8 +120,7 @@ impl Export {
         run.check_base(base)?;
         let tokenizer = run.tokenizer()?;
         let merged = || -> Result<_> {
-            let adapter =
-                (run.manifest.method == Method::Lora).then(|| run.adapter(&base.config)).transpose()?;
+            let adapter = run.manifest.method.has_adapter().then(|| run.adapter(&base.config)).transpose()?;
             Ok(Merged::new(base, adapter))
         };
         match self.target {
@@ -161,7 +160,7 @@ impl Export {
     fn check(self, run: &RunFolder, base: &BaseModel) -> Result<()> {
         let alone = matches!(self.target, Target::Peft | Target::GgufLora);
         let problem = match run.manifest.method {
-            Method::Lora | Method::Full if base.config.is_encoder() => {
+            Method::Lora | Method::Qlora | Method::Full if base.config.is_encoder() => {
                 "an encoder's answers come from a linear head, which this form has no place for; copy the run folder as \
                  it is"
             }
@@ -170,7 +169,8 @@ impl Export {
                  or train with --method lora"
             }
             Method::Full if alone => "every weight trained, and there is no adapter; use --to merged or gguf",
-            Method::Lora | Method::Full => return Ok(()),
+            Method::Linear => "a model of n-grams has no tensors for it; copy the run folder as it is",
+            Method::Lora | Method::Qlora | Method::Full => return Ok(()),
         };
         Err(Error::Export { target: self.target.name(), problem: problem.to_owned() })
     }

@@ -2,10 +2,12 @@
 
 mod neighbours;
 mod ngrams;
+mod stored;
 mod svm;
 mod tfidf;
 
 pub use neighbours::Neighbours;
+pub use stored::StoredLinear;
 use tfidf::Tfidf;
 
 /// How the linear model is trained; the defaults are what the reports use.
@@ -75,6 +77,18 @@ impl LinearModel {
         let best =
             (1..self.n_labels).fold(0, |best, next| if scores[next] > scores[best] { next } else { best });
         (best, scores)
+    }
+
+    /// `ln P(label | text)` of every label, from its scores as logits: to be calibrated.
+    pub fn log_probs(&self, text: &str) -> Vec<f32> {
+        let (best, scores) = self.predict(text);
+        let sum: f32 = scores.iter().map(|score| (score - scores[best]).exp()).sum();
+        scores.iter().map(|score| score - scores[best] - sum.ln()).collect()
+    }
+
+    /// Weights in all.
+    pub fn n_weights(&self) -> usize {
+        self.weights.len()
     }
 
     /// Features in the vocabulary.

@@ -43,6 +43,35 @@ impl Tfidf {
         row
     }
 
+    /// The n-grams of each analyzer in the order of their features, and their weights.
+    pub(super) fn to_parts(&self) -> ([Vec<String>; 2], [Vec<f32>; 2]) {
+        let grams = self.parts.each_ref().map(|part| {
+            let mut grams = vec![String::new(); part.idf.len()];
+            part.vocabulary.iter().for_each(|(gram, &feature)| grams[feature as usize].clone_from(gram));
+            grams
+        });
+        (grams, self.parts.each_ref().map(|part| part.idf.clone()))
+    }
+
+    /// The reverse of [`Tfidf::to_parts`], or what does not fit together.
+    pub(super) fn from_parts(grams: [Vec<String>; 2], idf: [Vec<f32>; 2]) -> Result<Self, String> {
+        let offsets = [0, grams[0].len() as u32];
+        let mut parts = Vec::with_capacity(2);
+        let analyzers = [Analyzer::Word, Analyzer::CharInWord].into_iter().zip(offsets);
+        for ((analyzer, offset), (grams, idf)) in analyzers.zip(grams.into_iter().zip(idf)) {
+            if grams.len() != idf.len() {
+                return Err(format!("it has {} n-grams with {} weights", grams.len(), idf.len()));
+            }
+            let vocabulary: HashMap<String, u32> = grams.into_iter().zip(0..).collect();
+            if vocabulary.len() != idf.len() {
+                return Err("it has an n-gram twice".to_owned());
+            }
+            parts.push(Part { analyzer, offset, vocabulary, idf });
+        }
+        let [words, chars] = <[Part; 2]>::try_from(parts).map_err(|_| "it has not two parts".to_owned())?;
+        Ok(Self { parts: [words, chars] })
+    }
+
     /// Features of both analyzers.
     pub(super) fn len(&self) -> usize {
         self.parts.iter().map(|part| part.idf.len()).sum()

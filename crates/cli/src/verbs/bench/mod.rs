@@ -9,12 +9,12 @@ use std::time::Instant;
 use clap::ValueEnum;
 use formats::{BaseModel, ModelConfig};
 use kernels::Backend;
-use router::{Method, Observer, Plan, Query, StepReport, TrainData};
+use router::{Method, Observer, Plan, Query, StepReport, TrainData, peak_memory};
 use serde_json::json;
 
 use crate::Done;
 use crate::device::{DeviceArgs, on_device};
-use crate::verbs::{FieldArgs, base_path, open_router, peak_memory, train::RecipeArgs};
+use crate::verbs::{FieldArgs, base_path, open_router, train::RecipeArgs};
 
 /// Flags of `bench`.
 #[derive(Debug, clap::Args)]

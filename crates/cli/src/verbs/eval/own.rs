@@ -5,14 +5,13 @@ use std::time::Instant;
 
 use fewshot::Hardware;
 use kernels::Backend;
-use router::{Manifest, Query, Router, TrainData};
+use router::{Manifest, Query, Router, TrainData, peak_memory};
 use routing::linear::{LinearConfig, LinearModel};
 use routing::report::{Alternative, Cost, Fact, Judged, Latency, ModelSection, Prediction, Seconds};
 use routing::{Dataset, Example, ReadOptions};
 
 use super::Args;
 use crate::progress;
-use crate::verbs::peak_memory;
 use crate::verbs::route::alternatives;
 
 /// Rows answered together.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use fewshot::{BreakEven, Endpoint, Prices, PromptOptions, Prompts, Structure, TokenCounter};
 use formats::{BaseModel, Tokenizer};
 use kernels::Backend;
-use router::{Recipe, TrainData};
+use router::{Recipe, TrainData, peak_memory};
 use routing::Example;
 use serde::Serialize;
 
@@ -16,7 +16,7 @@ use crate::device::{DeviceArgs, on_device};
 use crate::verbs::against::{PriceArgs, ShotArgs};
 use crate::verbs::bench;
 use crate::verbs::train::RecipeArgs;
-use crate::verbs::{FieldArgs, base_path, peak_memory};
+use crate::verbs::{FieldArgs, base_path};
 
 /// Flags of `plan`.
 #[derive(Debug, Clone, clap::Args)]

@@ -132,7 +132,11 @@ __device__ __forceinline__ T block_fold(T value, Op op) {
 }
 
 // How the values of a frozen matrix are kept.
-enum Format : u32 { BF16 = 0, Q4_0 = 1, Q4_1 = 2, Q8_0 = 3 };
+enum Format : u32 { BF16 = 0, Q4_0 = 1, Q4_1 = 2, Q8_0 = 3, NF4 = 4 };
+
+__device__ const f32 NF4_LEVELS[16] = {
+    -1.0f, -0.6961928f, -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f, -0.091050036f, 0.0f,
+    0.0795803f, 0.1609302f, 0.2461123f, 0.33791524f, 0.44070983f, 0.562617f, 0.72295684f, 1.0f};
 
 __device__ __forceinline__ f32 from_half(u16 bits) {
     f32 value;
@@ -156,8 +160,18 @@ __device__ __forceinline__ void read_block(f32 (&values)[LANES], const u8* raw, 
         return;
     }
     // ggml keeps the first half of the values in the lower four bits.
-    u32 head = format == Q4_1 ? 2 : 1, shift = from / 16 * 4;
+    u32 head = format == Q4_0 ? 1 : 2, shift = from / 16 * 4;
     const u16* words = reinterpret_cast<const u16*>(raw + block * (16 + 2 * head));
+    if (format == NF4) {
+        f32 scale = __uint_as_float(u32(words[0]) | u32(words[1]) << 16);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            u32 word = words[head + from % 16 / 2 + i] >> shift;
+            values[2 * i] = scale * NF4_LEVELS[word & 15];
+            values[2 * i + 1] = scale * NF4_LEVELS[word >> 8 & 15];
+        }
+        return;
+    }
     f32 scale = from_half(words[0]);
     f32 least = format == Q4_1 ? from_half(words[1]) : -8.0f * scale;
 #pragma unroll

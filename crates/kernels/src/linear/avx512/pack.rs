@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::blocks::BlockFormat;
+use super::super::blocks::{BlockFormat, NF4};
 use super::super::kernel::{COLUMNS, Compute};
 
 /// The first `len` lanes of 32.
@@ -149,13 +149,17 @@ pub(super) unsafe fn expand_block<E: Compute>(out: &mut [u32], block: &[u8], for
     // SAFETY: all offsets lie within the blocks.
     unsafe {
         let quants = block.add(format.head());
+        let levels = _mm512_loadu_ps(NF4.as_ptr());
         for half in [0, 16] {
             let halves = |at: usize| _mm512_cvtph_ps(_mm256_loadu_si256(block.add(2 * at).cast()));
-            let d = halves(half);
+            let d = match format {
+                BlockFormat::Nf4 => _mm512_loadu_ps(block.add(4 * half).cast()),
+                _ => halves(half),
+            };
             let m = match format {
                 BlockFormat::Q4_0 => _mm512_mul_ps(d, _mm512_set1_ps(-8.0)),
                 BlockFormat::Q4_1 => halves(COLUMNS + half),
-                BlockFormat::Q8_0 => _mm512_setzero_ps(),
+                BlockFormat::Q8_0 | BlockFormat::Nf4 => _mm512_setzero_ps(),
             };
             for pair in 0..COLUMNS / 2 {
                 let bytes = |row: usize| _mm_loadu_si128(quants.add(row * COLUMNS + half).cast());
@@ -165,8 +169,12 @@ pub(super) unsafe fn expand_block<E: Compute>(out: &mut [u32], block: &[u8], for
                     let both = _mm512_cvtepu8_epi32(bytes(pair));
                     (_mm512_and_si512(both, _mm512_set1_epi32(15)), _mm512_srli_epi32::<4>(both))
                 };
-                let first = _mm512_fmadd_ps(_mm512_cvtepi32_ps(first), d, m);
-                let second = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), d, m);
+                let (first, second) = if format == BlockFormat::Nf4 {
+                    (_mm512_permutexvar_ps(first, levels), _mm512_permutexvar_ps(second, levels))
+                } else {
+                    (_mm512_cvtepi32_ps(first), _mm512_cvtepi32_ps(second))
+                };
+                let (first, second) = (_mm512_fmadd_ps(first, d, m), _mm512_fmadd_ps(second, d, m));
                 if E::PAIR == 2 {
                     let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
                     let both = _mm512_permutexvar_epi16(order, both);
