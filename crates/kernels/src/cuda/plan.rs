@@ -13,8 +13,10 @@ pub(super) const QUERY_TILE: usize = 32;
 pub(super) const KEY_TILE: usize = 64;
 /// Blocks of `attention_sum` for an item and key/value head.
 pub(super) const SUM_SLICES: usize = 32;
-/// Words of an item.
-pub(super) const ITEM_WORDS: usize = 8;
+/// Words of an item: 8 of its own, and the first ranges of its list, zeros where there are less.
+pub(super) const ITEM_WORDS: usize = 8 + 2 * ITEM_RANGES;
+/// Ranges that stand in the item itself, so that short lists need no further look.
+const ITEM_RANGES: usize = 4;
 /// An index that stands for nothing.
 const NONE: u32 = u32::MAX;
 /// Pieces that all rows looking at keys are cut into, more or less; a tile of keys seen by few rows is not cut.
@@ -124,12 +126,13 @@ impl Plan {
             let row = segment.q_row.unwrap_or(0);
             for from in (0..segment.len).step_by(QUERY_TILE) {
                 let tokens = (segment.len - from).min(QUERY_TILE as u32);
-                items.push([row + from, tokens, start + from, total, first as u32, count, 0, 0]);
+                let words = [row + from, tokens, start + from, total, first as u32, count, 0, 0];
+                items.push(item(words, &self.key_ranges[2 * first..]));
             }
         }
         items.sort_by_key(|item| std::cmp::Reverse(item[2] + item[1]));
         for from in (layout.rows()..rows).step_by(QUERY_TILE) {
-            items.push([from as u32, (rows - from).min(QUERY_TILE) as u32, 0, 0, 0, 0, 0, 0]);
+            items.push(item([from as u32, (rows - from).min(QUERY_TILE) as u32, 0, 0, 0, 0, 0, 0], &[]));
         }
         self.queries.clear();
         self.queries.extend(items.as_flattened());
@@ -146,11 +149,12 @@ impl Plan {
             }
         }
         let count = |ranges: &[u32]| ranges.chunks_exact(2).map(|range| range[1]).sum::<u32>();
-        let work: usize = segments
-            .iter()
-            .zip(&lookers)
-            .map(|(segment, ranges)| segment.len.div_ceil(KEY_TILE as u32) as usize * count(ranges) as usize)
-            .sum();
+        let mut work = 0;
+        for (segment, ranges) in segments.iter().zip(&lookers) {
+            let total = count(ranges) as usize;
+            // Under a causal mask the rows before the keys do not count.
+            work += (0..segment.len as usize).step_by(KEY_TILE).map(|from| total - from).sum::<usize>();
+        }
         let chunk = (work / CHUNKS).next_multiple_of(CHUNK_ROWS).max(CHUNK_ROWS) as u32;
         let (mut items, mut sums) = (Vec::new(), Vec::new());
         for (index, segment) in segments.iter().enumerate() {
@@ -158,10 +162,9 @@ impl Plan {
             for from in (0..segment.len).step_by(KEY_TILE) {
                 let keys = (segment.len - from).min(KEY_TILE as u32);
                 let (row, place) = (segment.kv_row + from, starts[index] + from);
-                // Under a causal mask the rows before the keys do not count.
-                // Two would not be worth the sum of their parts.
-                let chunks = (total - from).div_ceil(chunk);
-                let chunks = if chunks > 2 { chunks } else { 1 };
+                // Few rows would not be worth the sum of their parts.
+                let chunks =
+                    if total - from <= 2 * CHUNK_ROWS as u32 { 1 } else { (total - from).div_ceil(chunk) };
                 for i in 0..chunks {
                     let begin = if i == 0 { 0 } else { from + i * chunk };
                     let end = if i + 1 == chunks { total } else { from + (i + 1) * chunk };
@@ -172,21 +175,31 @@ impl Plan {
                         if i == 0 { from } else { 0 },
                         if chunks > 1 { self.parts as u32 + i } else { NONE },
                     );
-                    items.push([row, keys, place, first as u32, ranges, end - begin, skip, part]);
+                    let words = [row, keys, place, first as u32, ranges, end - begin, skip, part];
+                    items.push(item(words, &self.row_ranges[2 * first..]));
                 }
                 if chunks > 1 {
-                    sums.push([row, keys, self.parts as u32, chunks, 0, 0, 0, 0]);
+                    sums.push(item([row, keys, self.parts as u32, chunks, 0, 0, 0, 0], &[]));
                     self.parts += chunks as usize;
                 }
             }
         }
         items.sort_by_key(|item| std::cmp::Reverse(item[5] - item[6]));
         for from in (layout.rows()..rows).step_by(KEY_TILE) {
-            items.push([from as u32, (rows - from).min(KEY_TILE) as u32, 0, 0, 0, 0, 0, NONE]);
+            items.push(item([from as u32, (rows - from).min(KEY_TILE) as u32, 0, 0, 0, 0, 0, NONE], &[]));
         }
         self.keys.extend(items.as_flattened());
         self.sums.extend(sums.as_flattened());
     }
+}
+
+/// An item of its words and its list of ranges.
+fn item(words: [u32; 8], ranges: &[u32]) -> [u32; ITEM_WORDS] {
+    let mut item = [0; ITEM_WORDS];
+    item[..8].copy_from_slice(&words);
+    let inner = ranges.len().min(2 * ITEM_RANGES);
+    item[8..8 + inner].copy_from_slice(&ranges[..inner]);
+    item
 }
 
 fn key_range(segment: &Segment) -> [u32; 2] {
@@ -248,6 +261,12 @@ mod tests {
         ranges.chunks_exact(2).flat_map(|range| range[0]..range[0] + range[1]).collect()
     }
 
+    /// What an item repeats of its list.
+    fn inner(ranges: &[u32], first: u32, count: u32) -> [u32; 2 * ITEM_RANGES] {
+        let list = &ranges[2 * first as usize..2 * (first + count) as usize];
+        std::array::from_fn(|i| list.get(i).copied().unwrap_or(0))
+    }
+
     /// All `(row, key row)` that a causal or full mask lets through, by walking up from each row.
     fn seen(layout: &TreeLayout, causal: bool) -> BTreeSet<(u32, u32)> {
         let mut pairs = BTreeSet::new();
@@ -283,7 +302,9 @@ mod tests {
             let mut plan = Plan::default();
             plan.fill(&layout, rows, bucket);
             let (mut covered, mut pairs) = (Vec::new(), Vec::new());
-            for [row, tokens, place, total, first, count, ..] in items(&plan.queries) {
+            for item in items(&plan.queries) {
+                let [row, tokens, place, total, first, count, ..] = item;
+                prop_assert_eq!(&item[8..], &inner(&plan.key_ranges, first, count)[..]);
                 prop_assert!(tokens as usize <= QUERY_TILE);
                 let keys = rows_of(&plan.key_ranges, first, count);
                 prop_assert_eq!(keys.len(), total as usize);
@@ -312,7 +333,9 @@ mod tests {
             plan.fill(&layout, rows, bucket);
             let (mut pairs, mut written) = (Vec::new(), Vec::new());
             let mut parts = BTreeMap::new();
-            for [row, keys, place, first, count, total, skip, part] in items(&plan.keys) {
+            for item in items(&plan.keys) {
+                let [row, keys, place, first, count, total, skip, part, ..] = item;
+                prop_assert_eq!(&item[8..], &inner(&plan.row_ranges, first, count)[..]);
                 prop_assert!(keys as usize <= KEY_TILE);
                 let lookers = rows_of(&plan.row_ranges, first, count);
                 prop_assert_eq!(lookers.len(), total as usize);
@@ -371,6 +394,7 @@ mod tests {
             ("KEY_TILE", KEY_TILE),
             ("ITEM_WORDS", ITEM_WORDS),
             ("SUM_KEYS", sum_keys),
+            ("ITEM_RANGES", ITEM_RANGES),
         ] {
             assert!(source.contains(&format!("constexpr u32 {name} = {value};")), "{name}");
         }

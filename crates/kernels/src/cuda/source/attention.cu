@@ -10,30 +10,49 @@
 constexpr u32 D = HEAD_SIZE;
 constexpr u32 QUERY_TILE = 32;
 constexpr u32 KEY_TILE = 64;
-constexpr u32 ITEM_WORDS = 8;
+constexpr u32 ITEM_WORDS = 16;
+// Ranges that stand in the item itself.
+constexpr u32 ITEM_RANGES = 4;
 // What a block of `attention_sum` adds up.
 constexpr u32 SUM_KEYS = 2;
 
 constexpr f32 LOG2_E = 1.44269504f;
-constexpr f32 LN_2 = 0.69314718f;
 #define INFINITE __int_as_float(0x7f800000)
+
+// A list of ranges, of which the first ones save a walk through memory.
+struct Ranges {
+    uint2 first[ITEM_RANGES];
+};
 
 struct QueryItem {
     u32 row, tokens, place, total, first, ranges, unused[2];
+    Ranges inner;
 };
 
 struct KeyItem {
     u32 row, keys, place, first, ranges, total, skip, part;
+    Ranges inner;
 };
 
 struct SumItem {
-    u32 row, keys, first, parts, unused[4];
+    u32 row, keys, first, parts, unused[12];
 };
 
 static_assert(sizeof(QueryItem) == 4 * ITEM_WORDS && sizeof(KeyItem) == 4 * ITEM_WORDS && sizeof(SumItem) == 4 * ITEM_WORDS);
 
 // The row of a list of ranges.
-__device__ __forceinline__ u32 find(const u32* ranges, u32 at) {
+__device__ __forceinline__ u32 find(const Ranges& inner, const u32* ranges, u32 at) {
+    u32 row = 0, begin = 0;
+    bool found = false;
+#pragma unroll
+    for (u32 i = 0; i < ITEM_RANGES; i++) {
+        uint2 range = inner.first[i];
+        u32 from = at - begin;
+        row = from < range.y ? range.x + from : row;
+        found |= from < range.y;
+        begin += range.y;
+    }
+    if (found) return row;
     while (at >= ranges[1]) {
         at -= ranges[1];
         ranges += 2;
@@ -62,7 +81,7 @@ __device__ __forceinline__ f32 exp2_fast(f32 x) {
 extern "C" __global__ void attention_sum(bf16* d_qkv, const f32* parts, const SumItem* items, u32 heads, u32 kv_heads) {
     constexpr u32 SLICES = KEY_TILE / SUM_KEYS;
     u32 slice = blockIdx.x % SLICES, head = blockIdx.x / SLICES % kv_heads;
-    SumItem item = items[blockIdx.x / SLICES / kv_heads];
+    const SumItem& item = items[blockIdx.x / SLICES / kv_heads];
     u32 stride = (heads + 2 * kv_heads) * D;
     u64 step = u64(kv_heads) * 2 * KEY_TILE * D;
     const f32* from = parts + (u64(item.first) * kv_heads + head) * 2 * KEY_TILE * D;
@@ -128,11 +147,7 @@ __device__ __forceinline__ void copy_word_async(void* to, const void* from, bool
                  : "r"(shared_address(to)), "l"(__cvta_generic_to_global(from)), "r"(there ? 4 : 0)
                  : "memory");
 }
-__device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int OPEN>
-__device__ __forceinline__ void copies_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(OPEN) : "memory");
-}
+__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Adds `left tile^T` for the 16 rows of a tile: their products with the rows of `left`.
 __device__ __forceinline__ void scores(Square& sum, const Left (&left)[STEPS], const bf16* tile, u32 lane) {
@@ -212,12 +227,12 @@ struct QueryRows {
 
 // Loads keys `first..` of an item, as many as fit a tile and are before `end`, up to a multiple of 16.
 __device__ __forceinline__ void load_keys(bf16* keys, bf16* values, const bf16* kv, u32 stride, u32 k_column, u32 v_column,
-                                          const u32* ranges, u32 first, u32 end) {
+                                          const Ranges& inner, const u32* ranges, u32 first, u32 end) {
     u32 rows = min((end - first + 15) / 16 * 16, KEY_TILE);
     for (u32 i = threadIdx.x; i < rows * PIECES; i += blockDim.x) {
         u32 key = i / PIECES, column = i % PIECES * 8;
         bool there = first + key < end;
-        const bf16* from = kv + (there ? u64(find(ranges, first + key)) * stride : 0) + column;
+        const bf16* from = kv + (there ? u64(find(inner, ranges, first + key)) * stride : 0) + column;
         copy_async(keys + key * STRIDE + column, from + k_column, there);
         copy_async(values + key * STRIDE + column, from + v_column, there);
     }
@@ -229,7 +244,7 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
     attention_forward(bf16* out, f32* lse, const bf16* qkv, const bf16* kv, u32 kv_stride, u32 k_column, u32 v_column,
                       const QueryItem* items, const u32* ranges, u32 heads, u32 kv_heads, u32 window, u32 causal, f32 scale) {
     u32 group = heads / kv_heads, per_item = kv_heads * ((group + 3) / 4);
-    QueryItem item = items[blockIdx.x / per_item];
+    const QueryItem& item = items[blockIdx.x / per_item];
     if (item.tokens == 0) return;
     Mask mask = {window, causal};
     QueryRows rows(item, heads, kv_heads, mask, blockIdx.x % per_item);
@@ -240,8 +255,7 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
 
     u32 begin = mask.first(item.place) / KEY_TILE * KEY_TILE;
     u32 end = mask.end(item.place + item.tokens - 1, item.total);
-    if (begin < end) load_keys(tiles, tiles + TILE, kv, kv_stride, k_column, v_column, ranges, begin, end);
-    copies_end();
+    if (begin < end) load_keys(tiles, tiles + TILE, kv, kv_stride, k_column, v_column, item.inner, ranges, begin, end);
 
     Left q[STEPS];
     const bf16* q_row[2];
@@ -255,13 +269,13 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
     for (u32 first = begin, stage = 0; first < end; first += KEY_TILE, stage ^= 1) {
         u32 next = first + KEY_TILE;
         bf16* keys = tiles + stage * 2 * TILE;
+        // All warps are done with the tile before this one, whose place the next one takes.
+        copies_wait();
+        __syncthreads();
         if (next < end) {
             bf16* other = tiles + (stage ^ 1) * 2 * TILE;
-            load_keys(other, other + TILE, kv, kv_stride, k_column, v_column, ranges, next, end);
+            load_keys(other, other + TILE, kv, kv_stride, k_column, v_column, item.inner, ranges, next, end);
         }
-        copies_end();
-        copies_wait<1>();
-        __syncthreads();
         if (rows.active && first < rows.end && rows.begin < next) {
             Square s[KEY_TILE / 16];
 #pragma unroll
@@ -278,21 +292,29 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
                 for (u32 i = 0; i < 8; i++) {
                     u32 key = first + n * 16 + i / 4 * 8 + lane % 4 * 2 + i % 2, upper = i / 2 % 2;
                     f32& value = s[n][i / 4][i % 4];
-                    value *= factor;
                     if (masked) value = rows.sees(upper, key) ? value : -INFINITE;
                     most[upper] = fmaxf(most[upper], value);
                 }
+            f32 shift[2];
+            bool moved = false;
 #pragma unroll
             for (u32 i = 0; i < 2; i++) {
                 most[i] = fmaxf(most[i], __shfl_xor_sync(0xffffffffu, most[i], 1));
                 most[i] = fmaxf(most[i], __shfl_xor_sync(0xffffffffu, most[i], 2));
+                moved |= most[i] != peak[i];
                 // A row that has seen nothing yet keeps its zeros.
-                f32 shift = exp2_fast(peak[i] - (most[i] == -INFINITE ? 0.0f : most[i]));
+                f32 least = most[i] == -INFINITE ? 0.0f : most[i];
+                shift[i] = exp2_fast((peak[i] - least) * factor);
                 peak[i] = most[i];
-                if (most[i] == -INFINITE) most[i] = 0.0f;
-                total[i] *= shift;
+                most[i] = -factor * least;
+            }
+            if (__any_sync(0xffffffffu, moved)) {
 #pragma unroll
-                for (u32 n = 0; n < PIECES; n++) sums[n][2 * i] *= shift, sums[n][2 * i + 1] *= shift;
+                for (u32 i = 0; i < 2; i++) {
+                    total[i] *= shift[i];
+#pragma unroll
+                    for (u32 n = 0; n < PIECES; n++) sums[n][2 * i] *= shift[i], sums[n][2 * i + 1] *= shift[i];
+                }
             }
 #pragma unroll
             for (u32 n = 0; n < KEY_TILE / 16; n++) {
@@ -300,7 +322,7 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
 #pragma unroll
                 for (u32 i = 0; i < 8; i++) {
                     f32& value = s[n][i / 4][i % 4];
-                    value = exp2_fast(value - most[i / 2 % 2]);
+                    value = exp2_fast(fmaf(value, factor, most[i / 2 % 2]));
                     total[i / 2 % 2] += value;
                 }
                 Left p;
@@ -308,7 +330,6 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
                 weigh(sums, p, keys + TILE + n * 16 * STRIDE, lane);
             }
         }
-        __syncthreads();
     }
 #pragma unroll
     for (u32 i = 0; i < 2; i++) {
@@ -321,7 +342,7 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
         for (u32 n = 0; n < PIECES; n++)
             *reinterpret_cast<u32*>(to + n * 8) = pack(sums[n][2 * i] * share, sums[n][2 * i + 1] * share);
         if (lane % 4 == 0)
-            lse[u64(rows.row[i]) * heads + rows.head[i]] = total[i] > 0.0f ? peak[i] * LN_2 + logf(total[i]) : 0.0f;
+            lse[u64(rows.row[i]) * heads + rows.head[i]] = total[i] > 0.0f ? peak[i] * scale + logf(total[i]) : 0.0f;
     }
 }
 
@@ -330,7 +351,7 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
                              const QueryItem* items, const u32* ranges, u32 heads, u32 kv_heads, u32 window, u32 causal,
                              f32 scale) {
     u32 group = heads / kv_heads, per_item = kv_heads * ((group + 3) / 4);
-    QueryItem item = items[blockIdx.x / per_item];
+    const QueryItem& item = items[blockIdx.x / per_item];
     if (item.tokens == 0) return;
     Mask mask = {window, causal};
     QueryRows rows(item, heads, kv_heads, mask, blockIdx.x % per_item);
@@ -341,8 +362,7 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
 
     u32 begin = mask.first(item.place) / KEY_TILE * KEY_TILE;
     u32 end = mask.end(item.place + item.tokens - 1, item.total);
-    if (begin < end) load_keys(tiles, tiles + TILE, qkv, width, k_column, v_column, ranges, begin, end);
-    copies_end();
+    if (begin < end) load_keys(tiles, tiles + TILE, qkv, width, k_column, v_column, item.inner, ranges, begin, end);
 
     Left q[STEPS], d[STEPS];
     const bf16 *q_row[2], *d_row[2];
@@ -377,13 +397,13 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
     for (u32 first = begin, stage = 0; first < end; first += KEY_TILE, stage ^= 1) {
         u32 next = first + KEY_TILE;
         bf16* keys = tiles + stage * 2 * TILE;
+        // All warps are done with the tile before this one, whose place the next one takes.
+        copies_wait();
+        __syncthreads();
         if (next < end) {
             bf16* other = tiles + (stage ^ 1) * 2 * TILE;
-            load_keys(other, other + TILE, qkv, width, k_column, v_column, ranges, next, end);
+            load_keys(other, other + TILE, qkv, width, k_column, v_column, item.inner, ranges, next, end);
         }
-        copies_end();
-        copies_wait<1>();
-        __syncthreads();
         if (rows.active && first < rows.end && rows.begin < next) {
 #pragma unroll
             for (u32 n = 0; n < KEY_TILE / 16; n++) {
@@ -406,7 +426,6 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
                 weigh(sums, left, part, lane);
             }
         }
-        __syncthreads();
     }
 #pragma unroll
     for (u32 i = 0; i < 2; i++) {
@@ -433,7 +452,7 @@ extern "C" __global__ void __launch_bounds__(KEY_THREADS)
     attention_backward_key(bf16* d_qkv, f32* parts, const bf16* d_out, const f32* lse, const f32* delta, const bf16* qkv,
                            const KeyItem* items, const u32* ranges, const u32* places, u32 heads, u32 kv_heads, u32 window,
                            u32 causal, f32 scale) {
-    KeyItem item = items[blockIdx.x / kv_heads];
+    const KeyItem& item = items[blockIdx.x / kv_heads];
     if (item.keys == 0) return;
     __shared__ RowFacts facts[2];
     __shared__ RowNames names[2];
@@ -454,7 +473,7 @@ extern "C" __global__ void __launch_bounds__(KEY_THREADS)
     auto look_up = [&](u32 stage, u32 first) {
         if (threadIdx.x >= KEY_TILE) return;
         u32 at = first + threadIdx.x;
-        names[stage].row[threadIdx.x] = at < end ? find(ranges, at / group) : NONE;
+        names[stage].row[threadIdx.x] = at < end ? find(item.inner, ranges, at / group) : NONE;
         names[stage].head[threadIdx.x] = kv_head * group + at % group;
     };
     auto load = [&](u32 stage, u32 first) {
@@ -501,20 +520,18 @@ extern "C" __global__ void __launch_bounds__(KEY_THREADS)
             copy_async(v_tile + key * STRIDE + column, from + kv_heads * D, there);
         }
     }
-    copies_end();
 
     f32 d_k[PIECES][4] = {}, d_v[PIECES][4] = {};
     f32 factor = scale * LOG2_E;
     u32 place = item.place + first_key + lane / 4;
     for (u32 first = begin, stage = 0; first < end; first += KEY_TILE, stage ^= 1) {
         u32 next = first + KEY_TILE;
-        if (next < end) load(stage ^ 1, next);
-        copies_end();
-        copies_wait<1>();
+        copies_wait();
         __syncthreads();
+        if (next < end) load(stage ^ 1, next);
+        if (next + KEY_TILE < end) look_up(stage, next + KEY_TILE);
         const bf16* queries = tiles + stage * 2 * TILE;
         const RowFacts& fact = facts[stage];
-        if (next + KEY_TILE < end) look_up(stage, next + KEY_TILE);
         // Only rows among the keys themselves may stand before one of them.
         bool masked = causal && (window || first < (item.skip + item.keys) * group);
         for (u32 n = split; n < KEY_TILE / 16; n += splits) {
@@ -547,7 +564,6 @@ extern "C" __global__ void __launch_bounds__(KEY_THREADS)
             as_left(left, d_s);
             weigh(d_k, left, part, lane);
         }
-        __syncthreads();
     }
 
     // The splits' sums go to the first one, in order, through what was the tiles' memory.
@@ -620,7 +636,7 @@ extern "C" __global__ void __launch_bounds__(32 * PLAIN_WARPS)
     attention_forward_plain(bf16* out, f32* lse, const bf16* qkv, const bf16* kv, u32 kv_stride, u32 k_column, u32 v_column,
                             const QueryItem* items, const u32* ranges, u32 heads, u32 kv_heads, u32 window, u32 causal,
                             f32 scale) {
-    QueryItem item = items[blockIdx.x / heads];
+    const QueryItem& item = items[blockIdx.x / heads];
     Mask mask = {window, causal};
     u32 head = blockIdx.x % heads, group = heads / kv_heads, lane = threadIdx.x % 32;
     ranges += 2 * item.first;
@@ -633,7 +649,7 @@ extern "C" __global__ void __launch_bounds__(32 * PLAIN_WARPS)
         u32 end = mask.end(place, item.total);
         for (u32 first = mask.first(place); first < end; first += 32) {
             bool there = first + lane < end;
-            const bf16* from = there ? kv + u64(find(ranges, first + lane)) * kv_stride : nullptr;
+            const bf16* from = there ? kv + u64(find(item.inner, ranges, first + lane)) * kv_stride : nullptr;
             f32 score = there ? scale * dot(q, from + k_column) : -INFINITE;
             f32 most = fmaxf(peak, warp_fold(score, Max())), shift = expf(peak - most), p = expf(score - most);
             peak = most;
@@ -654,7 +670,7 @@ extern "C" __global__ void __launch_bounds__(32 * PLAIN_WARPS)
     attention_backward_query_plain(bf16* d_qkv, f32* delta, const bf16* d_out, const bf16* out, const f32* lse,
                                    const bf16* qkv, const QueryItem* items, const u32* ranges, u32 heads, u32 kv_heads,
                                    u32 window, u32 causal, f32 scale) {
-    QueryItem item = items[blockIdx.x / heads];
+    const QueryItem& item = items[blockIdx.x / heads];
     Mask mask = {window, causal};
     u32 head = blockIdx.x % heads, group = heads / kv_heads, lane = threadIdx.x % 32, width = (heads + 2 * kv_heads) * D;
     ranges += 2 * item.first;
@@ -669,7 +685,7 @@ extern "C" __global__ void __launch_bounds__(32 * PLAIN_WARPS)
         u32 end = mask.end(place, item.total);
         for (u32 first = mask.first(place); first < end; first += 32) {
             bool there = first + lane < end;
-            const bf16* key = there ? qkv + u64(find(ranges, first + lane)) * width + (heads + head / group) * D : nullptr;
+            const bf16* key = there ? qkv + u64(find(item.inner, ranges, first + lane)) * width + (heads + head / group) * D : nullptr;
             f32 d_score = 0.0f;
             if (there) {
                 f32 p = expf(scale * dot(q, key) - lse[at]);
@@ -687,7 +703,7 @@ extern "C" __global__ void __launch_bounds__(32 * PLAIN_WARPS)
     attention_backward_key_plain(bf16* d_qkv, f32* parts, const bf16* d_out, const f32* lse, const f32* delta,
                                  const bf16* qkv, const KeyItem* items, const u32* ranges, const u32* places, u32 heads,
                                  u32 kv_heads, u32 window, u32 causal, f32 scale) {
-    KeyItem item = items[blockIdx.x / kv_heads];
+    const KeyItem& item = items[blockIdx.x / kv_heads];
     Mask mask = {window, causal};
     u32 head = blockIdx.x % kv_heads, group = heads / kv_heads, lane = threadIdx.x % 32, width = (heads + 2 * kv_heads) * D;
     ranges += 2 * item.first;
@@ -697,7 +713,7 @@ extern "C" __global__ void __launch_bounds__(32 * PLAIN_WARPS)
         f32 d_k[PER_LANE] = {}, d_v[PER_LANE] = {};
         for (u32 first = (causal ? item.skip : 0) * group; first < item.total * group; first += 32) {
             u32 at = first + lane, query_head = head * group + at % group;
-            u64 row = at < item.total * group ? find(ranges, at / group) : 0;
+            u64 row = at < item.total * group ? find(item.inner, ranges, at / group) : 0;
             bool seen = at < item.total * group && (!causal || places[row] - (item.place + key) < mask.reach());
             const bf16* q = seen ? qkv + row * width + query_head * D : nullptr;
             const bf16* d = seen ? d_out + (row * heads + query_head) * D : nullptr;
