@@ -141,7 +141,7 @@ impl<B: Backend> Model<B> {
     /// The loss over the vocabulary, and the gradient of the last block's output on the chosen rows.
     fn head_backward(&self, gradients: &mut B::Wide, tape: &mut Tape<B>, pass: &B::Pass) {
         let (ops, width, rows) = (&self.backend, self.config.hidden_size, self.backend.chosen(pass));
-        let Tape { stream, losses, d_h, d_chosen_x, .. } = tape;
+        let Tape { stream, losses, d_h, d_y, d_chosen_x, .. } = tape;
         match &self.weights {
             None => ops.cross_entropy(losses, d_h, &stream.h, self.head(), pass),
             Some(weights) => {
@@ -151,7 +151,7 @@ impl<B: Backend> Model<B> {
             }
         }
         ops.clear(d_chosen_x, rows * width);
-        ops.norm_backward(d_chosen_x, d_h, &stream.unit, &stream.rstd, &self.norm, rows);
+        ops.norm_backward_rounded(d_y, d_chosen_x, d_h, &stream.unit, &stream.rstd, &self.norm, rows);
     }
 
     /// From the gradient of the last block's output to those of all parameters below.
@@ -165,7 +165,8 @@ impl<B: Backend> Model<B> {
     }
 
     /// Turns the gradient of a block's output into that of its input, in `d_x` (of the last block of a decoder from
-    /// `d_chosen_x`), and adds the parameters' to `gradients`.
+    /// `d_chosen_x`), and adds the parameters' to `gradients`. Where norms stand before the sums, `d_y` holds that
+    /// gradient rounded, before and after.
     fn block_backward(&self, gradients: &mut B::Wide, tape: &mut Tape<B>, index: usize, pass: &B::Pass) {
         let (ops, block, shape) = (&self.backend, &self.blocks[index], &self.attention_shape(index));
         let (all, width, post) = (ops.rows(pass), self.config.hidden_size, self.post_norm());
@@ -185,8 +186,8 @@ impl<B: Backend> Model<B> {
             if let Some(places) = places {
                 self.norm_parameters(gradients, d_out, &saved.unit2, places.norm2, rows);
             }
+            ops.round(d_y, d_h, rows * width);
         }
-        ops.round(d_y, if post { &*d_h } else { &*d_out }, rows * width);
         ops.linear_backward(Output::Narrow(d_act), down_mid, d_y, &block.down, rows);
         let feed_forward = block.down.inputs;
         match self.feed_forward() {
@@ -211,12 +212,11 @@ impl<B: Backend> Model<B> {
         }
         if post {
             ops.clear(d_out, rows * width);
-            ops.norm_backward(d_out, d_h, &saved.unit1, &saved.rstd1, &block.norm1, rows);
+            ops.norm_backward_rounded(d_y, d_out, d_h, &saved.unit1, &saved.rstd1, &block.norm1, rows);
         } else {
-            ops.norm_backward(d_out, d_h, &saved.unit2, &saved.rstd2, &block.norm2, rows);
+            ops.norm_backward_rounded(d_y, d_out, d_h, &saved.unit2, &saved.rstd2, &block.norm2, rows);
         }
 
-        ops.round(d_y, d_out, rows * width);
         let place = places.map(|places| places.out);
         if narrows {
             ops.linear_backward(Output::Narrow(d_chosen), out_mid, d_y, &block.out, rows);
@@ -251,7 +251,7 @@ impl<B: Backend> Model<B> {
         }
         // Below the first block only the weights of the embedding may train.
         if index > 0 || places.is_some() {
-            ops.norm_backward(d_x, d_h, &saved.unit1, &saved.rstd1, &block.norm1, all);
+            ops.norm_backward_rounded(d_y, d_x, d_h, &saved.unit1, &saved.rstd1, &block.norm1, all);
         }
     }
 

@@ -51,6 +51,22 @@ pub enum Error {
         /// The loss.
         loss: f32,
     },
+    /// The device has no room for the passes asked for.
+    #[error(
+        "passes of {rows} rows take {} MiB of device memory, {} MiB are free: {fit} rows would fit",
+        needed >> 20,
+        free >> 20
+    )]
+    Memory {
+        /// Rows of a pass.
+        rows: usize,
+        /// Bytes that it takes.
+        needed: usize,
+        /// Bytes that are free.
+        free: usize,
+        /// Rows of the largest pass for which there is room.
+        fit: usize,
+    },
     /// A snapshot from another set-up.
     #[error("the checkpoint does not fit: {problem}")]
     Snapshot {

@@ -127,7 +127,7 @@ fn options(optimizer: &Value, rows_per_pass: usize, batch: usize) -> TrainerOpti
             schedule: Schedule::Linear,
         },
         batch,
-        rows_per_pass,
+        rows_per_pass: Some(rows_per_pass),
         total_steps: optimizer["steps"].as_u64().unwrap(),
         seed: 0,
     }

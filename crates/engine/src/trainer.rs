@@ -35,8 +35,9 @@ pub struct TrainerOptions {
     pub optimizer: OptimizerOptions,
     /// Examples a step.
     pub batch: usize,
-    /// Rows a pass; a step whose tree is larger takes several passes and gives the same gradient.
-    pub rows_per_pass: usize,
+    /// Rows a pass; a step whose tree is larger takes several passes and gives the same gradient. `None`: twice what
+    /// keeps the device busy, or what its memory has room for.
+    pub rows_per_pass: Option<usize>,
     /// Steps in all; the schedule ends with them.
     pub total_steps: u64,
     /// Of the sampling order.
@@ -83,6 +84,7 @@ pub struct Trainer<B: Backend> {
     classifier: Option<Classifier>,
     optimizer: Optimizer<B>,
     options: TrainerOptions,
+    rows_per_pass: usize,
     sampler: Sampler,
     prefix: Vec<u32>,
     examples: Vec<Example>,
@@ -125,12 +127,16 @@ impl<B: Backend> Trainer<B> {
         let optimizer = Optimizer::new(model.backend(), &trainable.values);
         let (tree, losses, tape) = (TokenTree::default(), Vec::new(), None);
         let body = trainable.body;
+        let most = 2 * model.backend.rows_at_once();
+        let rows_per_pass =
+            options.rows_per_pass.unwrap_or_else(|| rows_that_fit(&model).map_or(most, |fit| fit.min(most)));
         let mut trainer = Self {
             model,
             body,
             classifier,
             optimizer,
             options,
+            rows_per_pass,
             sampler,
             prefix,
             examples,
@@ -192,10 +198,11 @@ impl<B: Backend> Trainer<B> {
             classifier.gradients.fill(0.0);
         }
         let (mut loss, mut rows, mut rest) = (0.0f64, 0, &batch[..]);
+        let most = self.rows_of_a_pass(&batch);
         while !rest.is_empty() {
-            let (taken, labelled) = self.plant(rest, 1.0 / total);
+            let (taken, labelled) = self.plant(rest, 1.0 / total, most);
             rows += self.tree.rows();
-            self.pass(&labelled);
+            self.pass(&labelled)?;
             let weighted = self.losses.iter().zip(&labelled).map(|(loss, l)| f64::from(loss * l.weight));
             loss += weighted.sum::<f64>();
             rest = &rest[taken..];
@@ -295,9 +302,22 @@ impl<B: Backend> Trainer<B> {
         self.model.config()
     }
 
+    /// Rows of a pass over this batch, so that its passes are as few as may be, and about as large as each other.
+    fn rows_of_a_pass(&self, batch: &[u32]) -> usize {
+        let (most, prefix) = (self.rows_per_pass, self.prefix.len());
+        let own = |&index: &u32| {
+            let Example { query, target, .. } = &self.examples[index as usize];
+            query.len() + target.len() - 1
+        };
+        let rows: usize = batch.iter().map(own).sum();
+        let passes = rows.div_ceil(most.saturating_sub(prefix).max(1));
+        let longest = batch.iter().map(own).max().unwrap_or(0);
+        most.min(prefix + rows.div_ceil(passes.max(1)) + longest)
+    }
+
     /// Grows a tree from the first examples of `batch` that fit a pass (at least one): the shared beginning once,
     /// each query with its label below it. Returns how many it took, and the rows that carry loss.
-    fn plant(&mut self, batch: &[u32], weight: f32) -> (usize, Vec<Labelled>) {
+    fn plant(&mut self, batch: &[u32], weight: f32, most: usize) -> (usize, Vec<Labelled>) {
         self.tree.clear();
         let root = (!self.prefix.is_empty()).then(|| self.tree.push(None, &self.prefix));
         let (mut taken, mut labelled, mut tokens) = (0, Vec::new(), Vec::new());
@@ -305,7 +325,7 @@ impl<B: Backend> Trainer<B> {
             let Example { query, target, weight: own } = &self.examples[index as usize];
             // The last label token is predicted, never read.
             let read = &target[..target.len() - 1];
-            if taken > 0 && self.tree.rows() + query.len() + read.len() > self.options.rows_per_pass {
+            if taken > 0 && self.tree.rows() + query.len() + read.len() > most {
                 break;
             }
             tokens.clear();
@@ -323,20 +343,28 @@ impl<B: Backend> Trainer<B> {
         (taken, labelled)
     }
 
-    fn pass(&mut self, labelled: &[Labelled]) {
+    fn pass(&mut self, labelled: &[Labelled]) -> Result<()> {
         let rows = self.tree.rows();
         let tape = match self.tape.take() {
             Some(tape) if tape.capacity() >= rows => tape,
             smaller => {
                 drop(smaller);
+                let model = &self.model;
+                if let (Some(fit), Some(free)) = (rows_that_fit(model), model.backend.free_bytes())
+                    && fit < rows
+                {
+                    let needed = BESIDE_PASSES + Tape::bytes(model, rows);
+                    return Err(Error::Memory { rows, needed, free, fit });
+                }
                 // Some room to grow, so that a slightly longer batch does not allocate everything anew.
-                Tape::new(&self.model, self.model.backend.room(rows + rows / 32))
+                Tape::new(model, model.backend.room(rows + rows / 32))
             }
         };
         let tape = self.tape.insert(tape);
         let (gradients, classifier) = (&mut self.optimizer.gradients, self.classifier.as_mut());
         let (losses, tree) = (&mut self.losses, &self.tree);
         self.model.loss_and_gradients(gradients, classifier, losses, tape, tree, labelled);
+        Ok(())
     }
 
     fn host(&self, buffer: &B::Wide) -> Vec<f32> {
@@ -345,4 +373,14 @@ impl<B: Backend> Trainer<B> {
         backend.download(&mut values, buffer, 0);
         values
     }
+}
+
+/// Bytes that a device needs beside the buffers of a pass: logits, most of all.
+const BESIDE_PASSES: usize = 512 << 20;
+
+/// Rows of the largest pass for which the device has room, where it has a memory of its own.
+fn rows_that_fit<B: Backend>(model: &Model<B>) -> Option<usize> {
+    let free = model.backend.free_bytes()?.saturating_sub(BESIDE_PASSES);
+    // A pass is rounded up, with some room to grow: less than a sixteenth together.
+    Some(free / Tape::bytes(model, 1) * 15 / 16)
 }

@@ -61,6 +61,10 @@ pub trait Backend: Sized + Send + Sync + 'static {
         None
     }
 
+    /// Bytes of device memory that can still be had; `None` where memory is the process's own.
+    fn free_bytes(&self) -> Option<usize> {
+        None
+    }
     /// Operations a second (a multiply-add counts as two) of products whose operands are near; measured.
     fn peak_flops(&self) -> f64;
     /// Rows of a pass that keep the device busy; more take memory and save little time.
@@ -147,6 +151,21 @@ pub trait Backend: Sized + Send + Sync + 'static {
         norm: &Norm<Self>,
         rows: usize,
     );
+
+    /// [`Backend::norm_backward`], then [`Backend::round`] of `d_x` to `rounded`.
+    fn norm_backward_rounded(
+        &self,
+        rounded: &mut Self::Narrow,
+        d_x: &mut Self::Wide,
+        d_h: &Self::Wide,
+        unit: &Self::Narrow,
+        rstd: &Self::Wide,
+        norm: &Norm<Self>,
+        rows: usize,
+    ) {
+        self.norm_backward(d_x, d_h, unit, rstd, norm, rows);
+        self.round(rounded, d_x, rows * norm.width);
+    }
 
     /// Lays out the layer's LoRA matrices from the parameters `(all slots' A and B)` for this step's products.
     fn refresh(&self, linear: &mut Linear<Self>, parameters: &Self::Wide);

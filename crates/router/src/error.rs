@@ -176,6 +176,9 @@ impl Error {
             Self::Busy { .. } => "wait for it to end, or name another folder with --out",
             Self::PlanChanged { .. } => "put the old files back, or start a new run in another folder",
             Self::Engine(engine::Error::Diverged { .. }) => "try a lower --lr",
+            Self::Engine(engine::Error::Memory { .. }) => {
+                "lower --rows-per-pass, which changes no result; or free memory, or take a base model in 4 bits"
+            }
             Self::Engine(engine::Error::TooLong { .. }) => {
                 "shorten the text, or lower --max-tokens in training"
             }

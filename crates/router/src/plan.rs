@@ -60,7 +60,8 @@ pub struct Recipe {
     pub max_steps: Option<u64>,
     /// Examples a step; `None`: see [`Recipe::sized_for`].
     pub batch: Option<usize>,
-    /// Rows computed at once, which bounds the memory; `None`: twice what keeps the device busy.
+    /// Rows computed at once, which bounds the memory; `None`: twice what keeps the device busy, or what its
+    /// memory has room for.
     pub rows_per_pass: Option<usize>,
     /// Of everything random.
     pub seed: u64,

@@ -338,7 +338,7 @@ impl<'a, B: Backend> Training<'a, B> {
             lr,
             optimizer: recipe.optimizer.clone(),
             batch,
-            rows_per_pass: recipe.rows_per_pass.unwrap_or(2 * model.backend().rows_at_once()),
+            rows_per_pass: recipe.rows_per_pass,
             total_steps,
             seed: recipe.seed,
         };

@@ -27,7 +27,7 @@ impl Cuda {
         self.side.join();
         self.device.bind();
         // SAFETY: callers give addresses of at least so many bytes.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.device.stream) }.certain("copy");
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.device.stream(Lane::Main)) }.certain("copy");
     }
 
     /// Rows of a table.
@@ -47,6 +47,26 @@ impl Cuda {
         unsafe {
             let args = args![to, from, index.address, index.count, width];
             self.launch_beside([&[from], &[to]], kernel, index.count, 128, args);
+        }
+    }
+
+    /// Adds a norm's input gradient to `d_x`, and puts the rounded sum where `rounded` says, if it is not 0.
+    fn norm_gradient(
+        &self,
+        rounded: u64,
+        d_x: &mut Wide,
+        d_h: &Wide,
+        (unit, rstd): (&Narrow, &Wide),
+        norm: &Norm<Self>,
+        rows: usize,
+    ) {
+        let len = rows * norm.width;
+        let (d_x, d_h, unit, rstd) = (d_x.first(len), d_h.first(len), unit.first(len), rstd.first(rows));
+        let (weight, center) = (norm.weight.first(norm.width), u32::from(norm.center));
+        // SAFETY: the lengths were checked.
+        unsafe {
+            let args = args![rounded, d_x, d_h, unit, rstd, weight, center, rows, norm.width];
+            self.launch_beside([&[d_h, unit, rstd], &[d_x, rounded]], "norm_backward", rows, 256, args);
         }
     }
 
@@ -85,6 +105,9 @@ impl Backend for Cuda {
     }
     fn peak_bytes(&self) -> Option<usize> {
         Some(self.device.most_held())
+    }
+    fn free_bytes(&self) -> Option<usize> {
+        Some(self.device.memory().0)
     }
 
     fn wide(&self, len: usize) -> Wide {
@@ -146,7 +169,7 @@ impl Backend for Cuda {
             self.side.join();
             self.device.bind();
             // SAFETY: the buffer holds `len` values.
-            unsafe { result::memset_d8_async(buffer.first(len), 0, 4 * len, self.device.stream) }
+            unsafe { result::memset_d8_async(buffer.first(len), 0, 4 * len, self.device.stream(Lane::Main)) }
                 .certain("clear");
         }
     }
@@ -208,10 +231,10 @@ impl Backend for Cuda {
         let bias = norm.bias.as_ref().map_or(0, |bias| bias.first(norm.width));
         let (h, unit, weight) = (h.first(len), unit.first(len), norm.weight.first(norm.width));
         // Only LoRA's gradients read it.
-        self.side.run(&[unit], &[h], || {
+        self.side.run(Lane::Gradients, &[unit], &[h], || {
             let args = args![h, unit, weight, bias, rows, norm.width];
             // SAFETY: the lengths were checked.
-            unsafe { self.device.launch(Lane::Side, self.functions["norm_again"], rows, 256, 0, args) }
+            unsafe { self.device.launch(Lane::Gradients, self.functions["norm_again"], rows, 256, 0, args) }
         });
     }
     fn norm_backward(
@@ -223,14 +246,20 @@ impl Backend for Cuda {
         norm: &Norm<Self>,
         rows: usize,
     ) {
-        let len = rows * norm.width;
-        let (d_x, d_h, unit, rstd) = (d_x.first(len), d_h.first(len), unit.first(len), rstd.first(rows));
-        let (weight, center) = (norm.weight.first(norm.width), u32::from(norm.center));
-        // SAFETY: the lengths were checked.
-        unsafe {
-            let args = args![d_x, d_h, unit, rstd, weight, center, rows, norm.width];
-            self.launch_beside([&[d_h, unit, rstd], &[d_x]], "norm_backward", rows, 256, args);
-        }
+        self.norm_gradient(0, d_x, d_h, (unit, rstd), norm, rows);
+    }
+    fn norm_backward_rounded(
+        &self,
+        rounded: &mut Narrow,
+        d_x: &mut Wide,
+        d_h: &Wide,
+        unit: &Narrow,
+        rstd: &Wide,
+        norm: &Norm<Self>,
+        rows: usize,
+    ) {
+        let rounded = rounded.first(rows * norm.width);
+        self.norm_gradient(rounded, d_x, d_h, (unit, rstd), norm, rows);
     }
 
     fn refresh(&self, linear: &mut Linear<Self>, parameters: &Wide) {

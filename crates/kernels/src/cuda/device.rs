@@ -10,13 +10,15 @@ use cudarc::driver::{result, sys};
 use super::CudaError;
 use super::error::Doing;
 
-/// One of a device's two streams.
+/// One of a device's streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
     /// Each op after the one before it.
     Main,
-    /// See [`super::side::Side`].
-    Side,
+    /// The gradients of LoRA's matrices (see [`super::side::Side`]).
+    Gradients,
+    /// What LoRA puts between its matrices, beside the frozen weights' share of the product.
+    Mid,
 }
 
 /// An open device.
@@ -24,8 +26,7 @@ pub(super) enum Lane {
 pub(super) struct Device {
     index: sys::CUdevice,
     context: sys::CUcontext,
-    pub(super) stream: sys::CUstream,
-    side: sys::CUstream,
+    streams: [sys::CUstream; 3],
     pub(super) name: String,
     /// Major, minor.
     pub(super) capability: (i32, i32),
@@ -75,16 +76,13 @@ impl Device {
         unsafe { result::ctx::set_current(context) }.doing("use the context")?;
         let stream =
             || result::stream::create(result::stream::StreamKind::NonBlocking).doing("make a stream");
-        let (stream, side) = (stream()?, stream()?);
+        let streams = [stream()?, stream()?, stream()?];
         let (held, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Ok(Arc::new(Self { index: device, context, stream, side, name, capability, held, most }))
+        Ok(Arc::new(Self { index: device, context, streams, name, capability, held, most }))
     }
 
     pub(super) fn stream(&self, lane: Lane) -> sys::CUstream {
-        match lane {
-            Lane::Main => self.stream,
-            Lane::Side => self.side,
-        }
+        self.streams[lane as usize]
     }
 
     /// Makes the device that of the calling thread.
@@ -97,7 +95,7 @@ impl Device {
     pub(super) fn wait(&self) {
         self.bind();
         // SAFETY: the stream lives as long as this device.
-        unsafe { result::stream::synchronize(self.stream) }.certain("finish its work");
+        unsafe { result::stream::synchronize(self.stream(Lane::Main)) }.certain("finish its work");
     }
 
     /// Bytes free, and in all.
@@ -118,8 +116,9 @@ impl Drop for Device {
         // SAFETY: nothing uses the stream any more: memory and programs hold the device.
         unsafe {
             let _ = result::ctx::set_current(self.context);
-            let _ = result::stream::destroy(self.stream);
-            let _ = result::stream::destroy(self.side);
+            for stream in self.streams {
+                let _ = result::stream::destroy(stream);
+            }
             let _ = result::primary_ctx::release(self.index);
         }
     }
@@ -151,7 +150,8 @@ impl Memory {
         let held = device.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
         device.most.fetch_max(held, Ordering::Relaxed);
         // SAFETY: just allocated.
-        unsafe { result::memset_d8_async(address, 0, bytes, device.stream) }.doing("clear memory")?;
+        unsafe { result::memset_d8_async(address, 0, bytes, device.stream(Lane::Main)) }
+            .doing("clear memory")?;
         Ok(Self { device: device.clone(), address, bytes })
     }
 
@@ -173,8 +173,10 @@ impl Memory {
         }
         self.device.bind();
         // SAFETY: in bounds; pageable memory has been read when the call returns.
-        unsafe { result::memcpy_htod_async(self.address + at as u64, values, self.device.stream) }
-            .certain("copy to the device");
+        unsafe {
+            result::memcpy_htod_async(self.address + at as u64, values, self.device.stream(Lane::Main))
+        }
+        .certain("copy to the device");
     }
 
     /// Copies to the host from byte `at`, when all work before is done.
@@ -185,7 +187,7 @@ impl Memory {
         }
         self.device.bind();
         // SAFETY: in bounds; `out` outlives the copy, which `wait` waits for.
-        unsafe { result::memcpy_dtoh_async(out, self.address + at as u64, self.device.stream) }
+        unsafe { result::memcpy_dtoh_async(out, self.address + at as u64, self.device.stream(Lane::Main)) }
             .certain("copy to the host");
         self.device.wait();
     }

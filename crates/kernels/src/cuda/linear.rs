@@ -1,5 +1,6 @@
 //! Frozen matrices, LoRA, and products with both.
 
+use std::ops::Range;
 use std::sync::PoisonError;
 use std::time::Instant;
 
@@ -11,6 +12,8 @@ use crate::{BlockFormat, Linear, Output, Slot, bf16, element};
 
 /// Values that are read, rounded and sent at a time.
 const PIECE: usize = 16 << 20;
+/// Rows of an output head that are expanded at a time: 64 MiB at a width of 2048.
+const SLICE_ROWS: usize = 16 << 10;
 /// Values that a thread block of most kernels covers.
 pub(super) const BLOCK_VALUES: usize = 2048;
 
@@ -144,6 +147,21 @@ impl Cuda {
         }
     }
 
+    /// Calls `body` with the rows of a matrix in bf16 and where they lie: some at a time where they must be expanded.
+    pub(super) fn each_slice(&self, matrix: &Matrix, mut body: impl FnMut(Range<usize>, u64)) {
+        let Some(format) = matrix.format else { return body(0..matrix.rows, matrix.memory.address) };
+        for first in (0..matrix.rows).step_by(SLICE_ROWS) {
+            let rows = first..matrix.rows.min(first + SLICE_ROWS);
+            let len = rows.len() * matrix.cols;
+            let to = self.scratch.take(Kind::Expanded, 2 * len);
+            let raw = matrix.memory.address + (first * matrix.cols / 32 * format.bytes()) as u64;
+            let args = args![to, raw, matrix.stored().1, len as u64];
+            // SAFETY: scratch holds the values, `raw` points to their blocks.
+            unsafe { self.launch("expand", len.div_ceil(BLOCK_VALUES), 256, args) }
+            body(rows, to);
+        }
+    }
+
     /// A matrix as a product wants it: bf16, in scratch where it is not stored so.
     pub(super) fn dense(&self, matrix: &Matrix) -> u64 {
         if matrix.format.is_none() {
@@ -257,38 +275,28 @@ impl Cuda {
         rows: usize,
     ) {
         let (inputs, outputs) = (linear.inputs, linear.outputs);
-        let mut place = Self::place(y, rows, outputs);
+        let place = Self::place(y, rows, outputs);
         self.side.settle(&[x.first(0)], &[place.address, mid.first(0)]);
         let x = Operand::plain(x.first(rows * inputs), inputs);
         let weight = Operand::transposed(self.dense(&linear.matrix), inputs);
-        // LoRA's part first: it is the smaller one, so that its rounding is.
+        let weight = (weight, [rows, outputs, inputs]);
         if let Some(Lora { adapter, width, scale }) = Self::lora(linear) {
-            let mid = mid.first(rows * width);
-            let to = Place { address: mid, stride: width, wide: false, add: false };
             let a = Operand::transposed(adapter.a.first(width * inputs), inputs);
             let b = Operand::transposed(adapter.b.first(outputs * width), width);
+            let mid = (mid.first(rows * width), width);
             // SAFETY: the shapes are those of the layer, the buffers long enough.
-            unsafe {
-                self.products.run(Lane::Main, to, x, a, [rows, width, inputs], scale);
-                self.products.run(
-                    Lane::Main,
-                    place,
-                    Operand::plain(mid, width),
-                    b,
-                    [rows, outputs, width],
-                    1.0,
-                );
-            }
-            place.add = true;
+            unsafe { self.with_lora(place, mid, x, (a, b), weight, scale) }
+        } else {
+            // SAFETY: as above.
+            unsafe { self.products.run(Lane::Main, place, x, weight.0, weight.1, 1.0) }
         }
-        // SAFETY: as above.
-        unsafe { self.products.run(Lane::Main, place, x, weight, [rows, outputs, inputs], 1.0) }
         if let Some(bias) = &linear.bias {
             let kernel = if place.wide { "add_bias_wide" } else { "add_bias_narrow" };
             let grid = (rows * outputs).div_ceil(BLOCK_VALUES);
             // SAFETY: as above.
             unsafe {
-                self.launch(kernel, grid, 256, args![place.address, bias.first(outputs), rows, outputs]);
+                let args = args![place.address, bias.first(outputs), rows, outputs];
+                self.launch_beside([&[], &[place.address]], kernel, grid, 256, args);
             }
         }
     }
@@ -302,31 +310,53 @@ impl Cuda {
         rows: usize,
     ) {
         let (inputs, outputs) = (linear.inputs, linear.outputs);
-        let mut place = Self::place(d_x, rows, inputs);
+        let place = Self::place(d_x, rows, inputs);
         self.side.settle(&[d_y.first(0)], &[place.address, d_mid.first(0)]);
         let d_y = Operand::plain(d_y.first(rows * outputs), outputs);
-        let weight = Operand::plain(self.dense(&linear.matrix), inputs);
+        let weight = (Operand::plain(self.dense(&linear.matrix), inputs), [rows, inputs, outputs]);
         if let Some(Lora { adapter, width, scale }) = Self::lora(linear) {
-            let d_mid = d_mid.first(rows * width);
-            let to = Place { address: d_mid, stride: width, wide: false, add: false };
             let b = Operand::plain(adapter.b.first(outputs * width), width);
             let a = Operand::plain(adapter.a.first(width * inputs), inputs);
+            let d_mid = (d_mid.first(rows * width), width);
             // SAFETY: the shapes are those of the layer, the buffers long enough.
-            unsafe {
-                self.products.run(Lane::Main, to, d_y, b, [rows, width, outputs], scale);
-                self.products.run(
-                    Lane::Main,
-                    place,
-                    Operand::plain(d_mid, width),
-                    a,
-                    [rows, inputs, width],
-                    1.0,
-                );
-            }
-            place.add = true;
+            unsafe { self.with_lora(place, d_mid, d_y, (b, a), weight, scale) }
+        } else {
+            // SAFETY: as above.
+            unsafe { self.products.run(Lane::Main, place, d_y, weight.0, weight.1, 1.0) }
         }
-        // SAFETY: as above.
-        unsafe { self.products.run(Lane::Main, place, d_y, weight, [rows, inputs, outputs], 1.0) }
+    }
+
+    /// A product and LoRA's share: `mid = scale * x down`, `place (+)= x weight + mid up`. `mid` is its address and
+    /// columns, `weight` comes with rows, columns and the length of its sums. The share is added when both are there.
+    ///
+    /// # Safety
+    /// As [`super::product::Products::run`].
+    unsafe fn with_lora(
+        &self,
+        place: Place,
+        (mid, width): (u64, usize),
+        x: Operand,
+        (down, up): (Operand, Operand),
+        (weight, [rows, columns, sums]): (Operand, [usize; 3]),
+        scale: f32,
+    ) {
+        let to = Place { address: mid, stride: width, wide: false, add: false };
+        // SAFETY: by contract.
+        unsafe {
+            self.side.run(Lane::Mid, &[x.address], &[mid], || {
+                self.products.run(Lane::Mid, to, x, down, [rows, width, sums], scale);
+            });
+            self.products.run(Lane::Main, place, x, weight, [rows, columns, sums], 1.0);
+            self.side.settle(&[mid], &[]);
+            self.products.run(
+                Lane::Main,
+                Place { add: true, ..place },
+                Operand::plain(mid, width),
+                up,
+                [rows, columns, width],
+                1.0,
+            );
+        }
     }
 
     pub(super) fn adapter_gradients(
@@ -341,7 +371,7 @@ impl Cuda {
             return;
         }
         let reads = [x, mid, d_y, d_mid].map(|values| values.first(0));
-        self.side.run(&reads, &[gradients.first(0)], || {
+        self.side.run(Lane::Gradients, &reads, &[gradients.first(0)], || {
             let column =
                 |values: &Values<bf16>, stride: usize, at: usize| values.first(rows * stride) + 2 * at as u64;
             let mut first = 0;
@@ -353,7 +383,7 @@ impl Cuda {
                 let d_mid = Operand::transposed(column(d_mid, width, first), width);
                 let x = Operand::plain(x.first(rows * inputs), inputs);
                 // SAFETY: the shapes are those of the layer, the buffers long enough.
-                unsafe { self.products.run(Lane::Side, place, d_mid, x, [rank, inputs, rows], 1.0) }
+                unsafe { self.products.run(Lane::Gradients, place, d_mid, x, [rank, inputs, rows], 1.0) }
                 first += rank;
             }
             let mut first = 0;
@@ -364,7 +394,7 @@ impl Cuda {
                 let d_y = Operand::transposed(column(d_y, outputs, begin), outputs);
                 let mid = Operand::plain(column(mid, width, first), width);
                 // SAFETY: as above.
-                unsafe { self.products.run(Lane::Side, place, d_y, mid, [count, slot.rank, rows], 1.0) }
+                unsafe { self.products.run(Lane::Gradients, place, d_y, mid, [count, slot.rank, rows], 1.0) }
                 first += slot.rank;
             }
         });

@@ -11,7 +11,7 @@ use super::{Cuda, args};
 use crate::bf16;
 
 /// Bytes of f32 logits that are kept at a time, at most.
-const LOGIT_BYTES: usize = 128 << 20;
+const LOGIT_BYTES: usize = 256 << 20;
 
 /// Some rows of `h` times the head, in scratch.
 struct Logits {
@@ -30,9 +30,8 @@ impl Cuda {
         pass: &Pass,
     ) {
         let (vocabulary, width) = (head.rows(), head.cols());
-        let weight = self.dense(head);
         let (losses, d_h) = (losses.first(pass.chosen), d_h.first(pass.chosen * width));
-        self.each_logits(h, weight, head, pass.chosen, |logits| {
+        self.each_logits(h, head, pass.chosen, |logits| {
             let Logits { address, rows, stride } = logits;
             let (first, count) = (rows.start as u64, rows.len());
             let d_z = self.scratch.take(Kind::LogitGradients, 2 * count * stride);
@@ -53,11 +52,17 @@ impl Cuda {
                         stride
                     ],
                 );
-                let address = d_h + 4 * first * width as u64;
-                let place = Place { address, stride: width, wide: true, add: false };
-                let (d_z, weight) = (Operand::plain(d_z, stride), Operand::plain(weight, width));
-                self.products.run(Lane::Main, place, d_z, weight, [count, width, vocabulary], 1.0);
             }
+            let address = d_h + 4 * first * width as u64;
+            self.each_slice(head, |slice, weight| {
+                let place = Place { address, stride: width, wide: true, add: slice.start > 0 };
+                let d_z = Operand::plain(d_z + 2 * slice.start as u64, stride);
+                let sizes = [count, width, slice.len()];
+                // SAFETY: as above.
+                unsafe {
+                    self.products.run(Lane::Main, place, d_z, Operand::plain(weight, width), sizes, 1.0);
+                }
+            });
         });
     }
 
@@ -68,9 +73,8 @@ impl Cuda {
         head: &Matrix,
         pass: &Pass,
     ) {
-        let weight = self.dense(head);
         let wanted = pass.wanted;
-        self.each_logits(h, weight, head, pass.chosen, |Logits { address, rows, stride }| {
+        self.each_logits(h, head, pass.chosen, |Logits { address, rows, stride }| {
             let count = rows.len();
             let sums = self.scratch.take(Kind::LogSums, 4 * count);
             // SAFETY: scratch holds these rows. Idle wanted ones write nothing, so that `out` need not hold them.
@@ -91,29 +95,25 @@ impl Cuda {
         });
     }
 
-    fn each_logits(
-        &self,
-        h: &Values<bf16>,
-        weight: u64,
-        head: &Matrix,
-        rows: usize,
-        mut body: impl FnMut(Logits),
-    ) {
+    fn each_logits(&self, h: &Values<bf16>, head: &Matrix, rows: usize, mut body: impl FnMut(Logits)) {
         let (vocabulary, width) = (head.rows(), head.cols());
         let stride = vocabulary.next_multiple_of(8);
         let most = (LOGIT_BYTES / (4 * stride) / 64 * 64).max(64);
+        // As even as can be.
+        let at_once = rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(64);
         let h = h.first(rows * width);
         self.side.join();
-        for first in (0..rows).step_by(most) {
-            let rows = first..rows.min(first + most);
+        for first in (0..rows).step_by(at_once.max(1)) {
+            let rows = first..rows.min(first + at_once);
             let address = self.scratch.take(Kind::Logits, 4 * rows.len() * stride);
-            let place = Place { address, stride, wide: true, add: false };
             let h = Operand::plain(h + 2 * (first * width) as u64, width);
-            // SAFETY: scratch holds the rows, `h` and the head are as long as their shapes.
-            unsafe {
-                let head = Operand::transposed(weight, width);
-                self.products.run(Lane::Main, place, h, head, [rows.len(), vocabulary, width], 1.0);
-            }
+            self.each_slice(head, |slice, weight| {
+                let address = address + 4 * slice.start as u64;
+                let place = Place { address, stride, wide: true, add: false };
+                let (weight, sizes) = (Operand::transposed(weight, width), [rows.len(), slice.len(), width]);
+                // SAFETY: scratch holds the rows, `h` and the head are as long as their shapes.
+                unsafe { self.products.run(Lane::Main, place, h, weight, sizes, 1.0) }
+            });
             body(Logits { address, rows, stride });
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! Nothing of NVIDIA's is needed to build; the driver, NVRTC and cuBLASLt are loaded when a device is opened. Products
 //! are cuBLASLt's, all other ops are the kernels in `source`, compiled at first use and kept on disk. The work of a
-//! device goes to one stream, in order: an op may overwrite what the one before it reads. Beside it runs what only
-//! gradients need (see [`side`]).
+//! device goes to one stream, in order: an op may overwrite what the one before it reads. What the chain need not wait
+//! for runs beside it (see `side`).
 //!
 //! Sizes of a pass are rounded up to buckets (see `pass::bucket`). The rows in excess are idle: they compute
 //! harmless values, carry no loss and get no gradient.

@@ -68,7 +68,7 @@ pub(super) struct Products {
     device: Arc<Device>,
     handle: sys::cublasLtHandle_t,
     /// One for each stream.
-    workspaces: [Memory; 2],
+    workspaces: [Memory; 3],
     recipes: Mutex<HashMap<Shape, Recipe>>,
 }
 
@@ -79,7 +79,8 @@ unsafe impl Sync for Products {}
 
 impl Products {
     pub(super) fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
-        let workspaces = [Memory::try_new(device, WORKSPACE)?, Memory::try_new(device, WORKSPACE)?];
+        let workspace = || Memory::try_new(device, WORKSPACE);
+        let workspaces = [workspace()?, workspace()?, workspace()?];
         let handle = lt::create_handle()
             .map_err(|error| CudaError::Driver { doing: "start cuBLASLt", reason: error.to_string() })?;
         Ok(Self { device: device.clone(), handle, workspaces, recipes: Mutex::default() })

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use cudarc::driver::{result, sys};
 
-use super::device::Device;
+use super::device::{Device, Lane};
 use super::error::Doing;
 use super::side::Side;
 
@@ -67,7 +67,8 @@ impl Recording {
             Some(graph) => {
                 let graph = graph.get_or_insert_with(|| capture(device, side, body));
                 // SAFETY: what the graph touches is what the key stands for, and lives as long as the recording.
-                unsafe { result::graph::launch(graph.0, device.stream) }.certain("replay recorded work");
+                unsafe { result::graph::launch(graph.0, device.stream(Lane::Main)) }
+                    .certain("replay recorded work");
             }
         }
     }
@@ -77,10 +78,10 @@ fn capture(device: &Device, side: &Side, body: impl FnOnce()) -> Graph {
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     // SAFETY: the stream is this device's; nothing else uses it meanwhile.
     unsafe {
-        result::stream::begin_capture(device.stream, mode).certain("begin to record");
+        result::stream::begin_capture(device.stream(Lane::Main), mode).certain("begin to record");
         body();
         side.join();
-        let graph = result::stream::end_capture(device.stream).certain("record");
+        let graph = result::stream::end_capture(device.stream(Lane::Main)).certain("record");
         let ready = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0))
             .certain("prepare recorded work");
         result::graph::destroy(graph).certain("drop a record");

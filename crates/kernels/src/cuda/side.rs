@@ -1,5 +1,4 @@
-//! A second stream, for work that nothing waits for: the gradients of LoRA's matrices, which fill what the chain of
-//! input gradients leaves idle.
+//! Further streams, for work that little waits for: they fill what the chain of ops leaves idle.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,7 +16,7 @@ pub(super) struct Side {
 
 #[derive(Debug, Default)]
 struct State {
-    /// In the order of the stream.
+    /// In the order of each stream.
     pending: Vec<Work>,
     /// Events to be used again.
     free: Vec<sys::CUevent>,
@@ -26,6 +25,7 @@ struct State {
 /// Some work and its end.
 #[derive(Debug)]
 struct Work {
+    lane: Lane,
     end: sys::CUevent,
     reads: Vec<u64>,
     writes: Vec<u64>,
@@ -41,19 +41,19 @@ impl Side {
         Self { device: device.clone(), state: Mutex::default() }
     }
 
-    /// Runs `body`, which starts work on the side stream that `reads` and `writes` the buffers of these addresses, after
+    /// Runs `body`, which starts work on another stream that `reads` and `writes` the buffers of these addresses, after
     /// all that was started before.
-    pub(super) fn run(&self, reads: &[u64], writes: &[u64], body: impl FnOnce()) {
+    pub(super) fn run(&self, lane: Lane, reads: &[u64], writes: &[u64], body: impl FnOnce()) {
         self.device.bind();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let begin = state.event();
         self.record(begin, Lane::Main);
-        self.wait(begin, Lane::Side);
+        self.wait(begin, lane);
         body();
         let end = state.event();
-        self.record(end, Lane::Side);
+        self.record(end, lane);
         state.free.push(begin);
-        state.pending.push(Work { end, reads: reads.to_vec(), writes: writes.to_vec() });
+        state.pending.push(Work { lane, end, reads: reads.to_vec(), writes: writes.to_vec() });
     }
 
     /// Lets the main stream wait for what must be over before it `reads` and `writes` these buffers.
@@ -63,7 +63,7 @@ impl Side {
             let among = |some: &[u64], all: &[u64]| some.iter().any(|one| all.contains(one));
             among(&work.writes, reads) || among(&work.writes, writes) || among(&work.reads, writes)
         };
-        if let Some(last) = state.pending.iter().rposition(meets) {
+        while let Some(last) = state.pending.iter().rposition(meets) {
             self.wait_for(&mut state, last);
         }
     }
@@ -71,17 +71,26 @@ impl Side {
     /// Lets the main stream wait for everything.
     pub(super) fn join(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(last) = state.pending.len().checked_sub(1) {
+        while let Some(last) = state.pending.len().checked_sub(1) {
             self.wait_for(&mut state, last);
         }
     }
 
-    /// What came before the last on the side stream has ended with it.
+    /// What came before it on the same stream has ended with it.
     fn wait_for(&self, state: &mut State, last: usize) {
         self.device.bind();
+        let lane = state.pending[last].lane;
         self.wait(state.pending[last].end, Lane::Main);
-        let done: Vec<_> = state.pending.drain(..=last).map(|work| work.end).collect();
-        state.free.extend(done);
+        let State { pending, free } = state;
+        let mut index = 0;
+        pending.retain(|work| {
+            let over = work.lane == lane && index <= last;
+            index += 1;
+            if over {
+                free.push(work.end);
+            }
+            !over
+        });
     }
 
     fn record(&self, event: sys::CUevent, lane: Lane) {

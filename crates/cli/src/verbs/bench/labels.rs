@@ -73,7 +73,7 @@ pub(super) fn routing_speed<B: Backend>(
         lr: recipe.lr_for(&base),
         optimizer: recipe.optimizer.clone(),
         batch: BATCH,
-        rows_per_pass: 2 * rows,
+        rows_per_pass: recipe.rows_per_pass,
         total_steps: STEPS,
         seed: recipe.seed,
     };

@@ -58,7 +58,7 @@ pub(super) fn timed_steps<B: Backend>(
         lr: recipe.lr_for(&base),
         optimizer: recipe.optimizer.clone(),
         batch,
-        rows_per_pass: recipe.rows_per_pass.unwrap_or(2 * backend.rows_at_once()),
+        rows_per_pass: recipe.rows_per_pass,
         total_steps,
         seed: recipe.seed,
     };

@@ -126,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(256) norm_again(bf16* h, const bf16
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) norm_backward(f32* d_x, const f32* d_h, const bf16* unit, const f32* rstd,
+extern "C" __global__ void __launch_bounds__(256) norm_backward(bf16* rounded, f32* d_x, const f32* d_h, const bf16* unit, const f32* rstd,
                                                                 const f32* weight, u32 center, u32 rows, u32 width) {
     u32 row = blockIdx.x;
     Columns columns(width);
@@ -167,6 +167,7 @@ extern "C" __global__ void __launch_bounds__(256) norm_backward(f32* d_x, const 
             values[i] = fmaf(scale, slope - mean - value * dot, values[i]);
         }
         write_some(d_x + c, values, count, columns.aligned);
+        if (rounded) write_some(rounded + u64(row) * width + c, values, count, columns.aligned);
     }
 }
 
