@@ -176,8 +176,8 @@ impl<B: Backend> Trainer<B> {
     /// Bytes that the training needs at least: the model, the values that train with their gradients and moments, and
     /// the buffers of the longest pass.
     pub fn memory(&self) -> usize {
-        let rows = self.options.rows_per_pass.min(self.options.batch * self.longest + self.prefix.len());
-        let buffers = Tape::bytes(&self.model, self.model.backend.room(rows + rows / 8));
+        let rows = self.rows_per_pass.min(self.options.batch * self.longest + self.prefix.len());
+        let buffers = Tape::bytes(&self.model, with_room(&self.model, rows));
         self.model.weight_bytes() + 4 * size_of::<f32>() * self.parameters() + buffers
     }
 
@@ -356,8 +356,7 @@ impl<B: Backend> Trainer<B> {
                     let needed = BESIDE_PASSES + Tape::bytes(model, rows);
                     return Err(Error::Memory { rows, needed, free, fit });
                 }
-                // Some room to grow, so that a slightly longer batch does not allocate everything anew.
-                Tape::new(model, model.backend.room(rows + rows / 32))
+                Tape::new(model, with_room(model, rows))
             }
         };
         let tape = self.tape.insert(tape);
@@ -377,6 +376,11 @@ impl<B: Backend> Trainer<B> {
 
 /// Bytes that a device needs beside the buffers of a pass: logits, most of all.
 const BESIDE_PASSES: usize = 512 << 20;
+
+/// Some rows more, so that a slightly longer batch does not allocate everything anew.
+fn with_room<B: Backend>(model: &Model<B>, rows: usize) -> usize {
+    model.backend.room(rows + rows / 32)
+}
 
 /// Rows of the largest pass for which the device has room, where it has a memory of its own.
 fn rows_that_fit<B: Backend>(model: &Model<B>) -> Option<usize> {

@@ -395,7 +395,8 @@ impl Layer {
         ];
         ops.merge(&mut linear, Encoding::Compute);
         ops.linear(Output::Wide(&mut y_wide), &mut mid, &x, &linear, rows);
-        results.push(("y merged", read(ops, &y_wide, y_len), NARROW));
+        // The sum of weights and LoRA is rounded once more.
+        results.push(("y merged", read(ops, &y_wide, y_len), 2.0 * NARROW));
         results
     }
 }
