@@ -1,11 +1,17 @@
-//! The kernels with AVX2 and FMA: bf16 is widened in registers.
+//! The kernels with AVX2 and FMA: bf16 is widened, of the left operand once for all columns of a tile.
 
 #![allow(clippy::wildcard_imports)] // intrinsics name themselves
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+use bytemuck::Zeroable;
 
 use super::blocks::BlockFormat;
-use super::kernel::{COLUMNS, Compute, Multiply, Segment, widened};
+use super::kernel::{COLUMNS, Compute, Multiply, ROWS, Segment, widened};
+
+/// Words of `a` that are split at a time: with the words of `b` that they meet, they stay in the first-level cache.
+const STEP: usize = 64;
 
 pub(super) fn tile<M: Multiply>(
     c: &mut [M::Sum],
@@ -14,74 +20,117 @@ pub(super) fn tile<M: Multiply>(
     rows: usize,
     width: usize,
 ) {
-    assert!(width == 16 || width == COLUMNS);
+    const { assert!(size_of::<M::Sum>() == size_of::<f32>()) };
+    assert!((1..=ROWS).contains(&rows) && (width == 16 || width == COLUMNS));
     assert!(c.len() >= rows * COLUMNS);
     assert!(segments.iter().all(|s| s.a.len() >= s.words * rows && s.b.len() >= s.words * width));
-    // Six rows of sixteen columns fill the registers; what is widened needs four more.
+    if !add {
+        c[..rows * COLUMNS].fill(M::Sum::zeroed());
+    }
+    let c = c.as_mut_ptr().cast::<f32>();
+    for segment in segments {
+        // SAFETY: this table is only in use on processors with these instructions; the slices are as long as the tile
+        // needs, as just checked.
+        unsafe { add_segment::<M>(c, segment, rows, width) };
+    }
+}
+
+/// # Safety
+/// `c` holds `rows * COLUMNS` values, the segment `words * rows` words of `a` and `words * width` of `b`;
+/// `rows <= ROWS`.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn add_segment<M: Multiply>(c: *mut f32, segment: &Segment<'_>, rows: usize, width: usize) {
+    // Six rows of sixteen columns fill the registers; the halves of the columns need two more.
     let most = if M::PAIR > 1 { 4 } else { 6 };
-    for half in (0..width).step_by(16) {
-        let mut row = 0;
-        while row < rows {
-            let place = Place { row, rows, half, width };
-            let count = (rows - row).min(most);
-            // SAFETY: this table is only in use on processors with these instructions; the slices are as long as
-            // the whole tile needs, as just checked, and the part lies within it.
-            unsafe {
-                match count {
-                    1 => part::<M, 1>(c, add, segments, place),
-                    2 => part::<M, 2>(c, add, segments, place),
-                    3 => part::<M, 3>(c, add, segments, place),
-                    4 => part::<M, 4>(c, add, segments, place),
-                    5 => part::<M, 5>(c, add, segments, place),
-                    _ => part::<M, 6>(c, add, segments, place),
+    let step = if M::PAIR > 1 { STEP } else { segment.words.max(1) };
+    let mut halves = MaybeUninit::<[[u32; STEP * ROWS]; 2]>::uninit();
+    let lower = halves.as_mut_ptr().cast::<u32>();
+    // SAFETY: parts lie within the tile, steps within the segment, and what is split fits `halves`, as `step * rows` is
+    // at most `STEP * ROWS`.
+    unsafe {
+        let upper = lower.add(STEP * ROWS);
+        for first in (0..segment.words).step_by(step) {
+            let words = step.min(segment.words - first);
+            let (a, b) = (segment.a.as_ptr().add(first * rows), segment.b.as_ptr().add(first * width));
+            let a = if M::PAIR > 1 {
+                split_words::<M>(lower, upper, a, words * rows);
+                [lower.cast_const(), upper.cast_const()]
+            } else {
+                [a, a]
+            };
+            for half in (0..width).step_by(16) {
+                for row in (0..rows).step_by(most) {
+                    let (c, a, b) = (c.add(row * COLUMNS + half), a.map(|a| a.add(row)), b.add(half));
+                    match (rows - row).min(most) {
+                        1 => part::<M, 1>(c, a, b, words, rows, width),
+                        2 => part::<M, 2>(c, a, b, words, rows, width),
+                        3 => part::<M, 3>(c, a, b, words, rows, width),
+                        4 => part::<M, 4>(c, a, b, words, rows, width),
+                        5 => part::<M, 5>(c, a, b, words, rows, width),
+                        _ => part::<M, 6>(c, a, b, words, rows, width),
+                    }
                 }
             }
-            row += count;
         }
     }
 }
 
-/// Where in the tile a part lies.
-#[derive(Clone, Copy)]
-struct Place {
-    row: usize,
-    rows: usize,
-    half: usize,
-    width: usize,
+/// Splits words of `a` once for all columns that they meet.
+///
+/// # Safety
+/// All three hold `len` words.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn split_words<M: Multiply>(lower: *mut u32, upper: *mut u32, a: *const u32, len: usize) {
+    // SAFETY: whole vectors end at `len` at most, and so does the mask of the last one.
+    unsafe {
+        let split = |words: __m256i| [left_half::<M>(words, 0), left_half::<M>(words, 1)];
+        let whole = len / 8 * 8;
+        for at in (0..whole).step_by(8) {
+            let [low, high] = split(_mm256_loadu_si256(a.add(at).cast()));
+            _mm256_storeu_si256(lower.add(at).cast(), low);
+            _mm256_storeu_si256(upper.add(at).cast(), high);
+        }
+        let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32((len - whole) as i32), lanes);
+        let [low, high] = split(_mm256_maskload_epi32(a.add(whole).cast(), mask));
+        _mm256_maskstore_epi32(lower.add(whole).cast(), mask, low);
+        _mm256_maskstore_epi32(upper.add(whole).cast(), mask, high);
+    }
 }
 
+/// Adds the product of `R` rows and sixteen columns.
+///
 /// # Safety
-/// `c` holds `rows * COLUMNS` values, each segment `words * rows` words of `a` and `words * width` of `b`;
-/// `row + R <= rows`, `half + 16 <= width`.
+/// `c` holds `R` rows of sixteen values, [`COLUMNS`] apart; each half of `a` `R` words for each of `words` steps, `rows`
+/// apart; `b` sixteen words for each, `width` apart.
+#[inline(never)] // its sums then stay in registers
 #[target_feature(enable = "avx2,fma")]
 unsafe fn part<M: Multiply, const R: usize>(
-    c: &mut [M::Sum],
-    add: bool,
-    segments: &[Segment<'_>],
-    at: Place,
+    c: *mut f32,
+    mut a: [*const u32; 2],
+    mut b: *const u32,
+    words: usize,
+    rows: usize,
+    width: usize,
 ) {
-    const { assert!(size_of::<M::Sum>() == size_of::<f32>()) };
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
-    // SAFETY: the pointers stay within the lengths that the caller promised.
+    // SAFETY: the pointers stay within what the caller promised.
     unsafe {
-        let c = c.as_mut_ptr().cast::<f32>().add(at.row * COLUMNS + at.half);
-        if add {
-            for (r, sums) in sums.iter_mut().enumerate() {
-                *sums = [_mm256_loadu_ps(c.add(r * COLUMNS)), _mm256_loadu_ps(c.add(r * COLUMNS + 8))];
-            }
+        for (r, sums) in sums.iter_mut().enumerate() {
+            *sums = [_mm256_loadu_ps(c.add(r * COLUMNS)), _mm256_loadu_ps(c.add(r * COLUMNS + 8))];
         }
-        for segment in segments {
-            let (mut a, mut b) = (segment.a.as_ptr().add(at.row), segment.b.as_ptr().add(at.half));
-            for _ in 0..segment.words {
-                let columns = [_mm256_loadu_si256(b.cast()), _mm256_loadu_si256(b.add(8).cast())];
+        for _ in 0..words {
+            let columns = [_mm256_loadu_si256(b.cast()), _mm256_loadu_si256(b.add(8).cast())];
+            for (half, a) in a.iter().enumerate().take(M::PAIR) {
+                let columns = columns.map(|columns| right_half::<M>(columns, half));
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let row = _mm256_set1_epi32(a.add(r).read() as i32);
                     for (sum, column) in sums.iter_mut().zip(columns) {
                         *sum = multiply_add::<M>(*sum, row, column);
                     }
                 }
-                (a, b) = (a.add(at.rows), b.add(at.width));
             }
+            (a, b) = (a.map(|a| a.add(rows)), b.add(width));
         }
         for (r, sums) in sums.iter().enumerate() {
             _mm256_storeu_ps(c.add(r * COLUMNS), sums[0]);
@@ -90,36 +139,49 @@ unsafe fn part<M: Multiply, const R: usize>(
     }
 }
 
-/// The sums of bytes are integers, in the bits of `sum`.
+/// The lower (0) or upper (1) half of words of `a`: of two bf16 one widened to f32, of four signed bytes every second
+/// one widened to 16 bits.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn multiply_add<M: Multiply>(sum: __m256, a: __m256i, b: __m256i) -> __m256 {
-    match M::PAIR {
-        // Sixteen bits hold every byte and, unlike `vpmaddubsw`, no sum of two products overflows them.
-        4 => {
-            let even = _mm256_madd_epi16(
-                _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(a)),
-                _mm256_and_si256(b, _mm256_set1_epi16(0xff)),
-            );
-            let odd = _mm256_madd_epi16(_mm256_srai_epi16::<8>(a), _mm256_srli_epi16::<8>(b));
-            let sum = _mm256_add_epi32(_mm256_castps_si256(sum), _mm256_add_epi32(even, odd));
-            _mm256_castsi256_ps(sum)
-        }
-        2 => _mm256_fmadd_ps(upper(a), upper(b), _mm256_fmadd_ps(lower(a), lower(b), sum)),
-        _ => _mm256_fmadd_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), sum),
+fn left_half<M: Multiply>(words: __m256i, half: usize) -> __m256i {
+    match (M::PAIR, half) {
+        (4, 0) => _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(words)),
+        (4, _) => _mm256_srai_epi16::<8>(words),
+        _ => bf16_half::<M>(words, half),
+    }
+}
+
+/// The same of words of `b`, whose bytes have no sign.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn right_half<M: Multiply>(words: __m256i, half: usize) -> __m256i {
+    match (M::PAIR, half) {
+        (4, 0) => _mm256_and_si256(words, _mm256_set1_epi16(0xff)),
+        (4, _) => _mm256_srli_epi16::<8>(words),
+        _ => bf16_half::<M>(words, half),
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn lower(words: __m256i) -> __m256 {
-    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
+fn bf16_half<M: Multiply>(words: __m256i, half: usize) -> __m256i {
+    match (M::PAIR, half) {
+        (1, _) => words,
+        (_, 0) => _mm256_slli_epi32::<16>(words),
+        _ => _mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32)),
+    }
 }
 
+/// Multiplies halves. The sums of bytes are integers, in the bits of `sum`; sixteen bits hold every byte and, unlike
+/// `vpmaddubsw`, no sum of two products overflows.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn upper(words: __m256i) -> __m256 {
-    _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32)))
+fn multiply_add<M: Multiply>(sum: __m256, a: __m256i, b: __m256i) -> __m256 {
+    if M::PAIR == 4 {
+        let products = _mm256_madd_epi16(a, b);
+        return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(sum), products));
+    }
+    _mm256_fmadd_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), sum)
 }
 
 widened! {

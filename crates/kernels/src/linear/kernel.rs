@@ -180,6 +180,18 @@ impl Compute for bf16 {
     }
 }
 
+/// Two values rounded to a word of bf16.
+#[inline(always)]
+#[allow(clippy::inline_always)] // into functions compiled for wider instruction sets
+pub(super) fn round_pair(low: f32, high: f32) -> u32 {
+    let round = |value: f32| {
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+        if value.is_nan() { bits | 0x0040_0000 } else { rounded }
+    };
+    round(low) >> 16 | round(high) & 0xffff_0000
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,6 +206,9 @@ mod tests {
                     bf16::from_f32(value).to_bits(),
                     "{value:e}"
                 );
+                let pair = super::round_pair(value, -value).to_le_bytes();
+                let half = [value, -value].map(|value| bf16::from_f32(value).to_bits().to_le_bytes());
+                assert_eq!(pair, *half.as_flattened(), "{value:e}");
             }
         }
     }

@@ -7,7 +7,7 @@ use bytemuck::Zeroable;
 use super::blocks::BlockFormat;
 use super::bytes::{OFFSET, byte_scale, nearest};
 use super::exp;
-use super::kernel::{COLUMNS, Compute, Multiply, Segment};
+use super::kernel::{COLUMNS, Compute, Multiply, Segment, round_pair};
 
 pub(super) fn tile<M: Multiply>(
     c: &mut [M::Sum],
@@ -88,25 +88,43 @@ fn word<E: Compute>(values: &[E]) -> u32 {
 
 #[inline(always)]
 pub(super) fn turn<E: Compute>(out: &mut [u32], block: &[u32]) {
-    let at = |k: usize, n: usize| (k / E::PAIR * COLUMNS + n) * E::PAIR + k % E::PAIR;
-    let len = COLUMNS * COLUMNS;
-    let (out, block) = (bytemuck::cast_slice_mut::<u32, E>(out), bytemuck::cast_slice::<u32, E>(block));
+    let len = COLUMNS * COLUMNS / E::PAIR;
     let (out, block) = (&mut out[..len], &block[..len]);
-    for n in 0..COLUMNS {
-        for k in 0..COLUMNS {
-            out[at(n, k)] = block[at(k, n)];
+    if E::PAIR == 1 {
+        for n in 0..COLUMNS {
+            for k in 0..COLUMNS {
+                out[n * COLUMNS + k] = block[k * COLUMNS + n];
+            }
+        }
+        return;
+    }
+    // Two rows of two values at a time.
+    for (n, out) in out.chunks_exact_mut(COLUMNS).enumerate() {
+        for k in 0..COLUMNS / 2 {
+            let (left, right) = (block[k * COLUMNS + 2 * n], block[k * COLUMNS + 2 * n + 1]);
+            out[2 * k] = left & 0xffff | right << 16;
+            out[2 * k + 1] = left >> 16 | right & 0xffff_0000;
         }
     }
 }
 
 #[inline(always)]
 pub(super) fn expand<E: Compute>(out: &mut [u32], block: &[u8], format: BlockFormat) {
-    let out = bytemuck::cast_slice_mut::<u32, E>(out);
-    let scales: [(f32, f32); COLUMNS] = std::array::from_fn(|n| format.scale(block, n));
-    for k in 0..COLUMNS {
-        let out = &mut out[k / E::PAIR * COLUMNS * E::PAIR..][..COLUMNS * E::PAIR];
-        for (n, (d, m)) in scales.iter().enumerate() {
-            out[n * E::PAIR + k % E::PAIR] = E::round(d * format.quant(block, n, k) + m);
+    let (mut scales, mut minima) = ([0.0; COLUMNS], [0.0; COLUMNS]);
+    for n in 0..COLUMNS {
+        (scales[n], minima[n]) = format.scale(block, n);
+    }
+    let quants = &block[format.head()..];
+    // Whole words, as many as a vector holds at a time.
+    for (pair, out) in out.chunks_exact_mut(2 * COLUMNS / E::PAIR).take(COLUMNS / 2).enumerate() {
+        let (first, second) = out.split_at_mut(COLUMNS);
+        for n in 0..COLUMNS {
+            let [low, high] = format.pair(quants, n, 2 * pair).map(|quant| scales[n] * quant + minima[n]);
+            if E::PAIR == 1 {
+                (first[n], second[n]) = (low.to_bits(), high.to_bits());
+            } else {
+                first[n] = round_pair(low, high);
+            }
         }
     }
 }
