@@ -59,7 +59,9 @@ enum Done {
 
 fn run() -> anyhow::Result<Done> {
     let args = config::with_file(std::env::args_os(), &Cli::command())?;
-    match Cli::parse_from(args).verb {
+    let verb = Cli::parse_from(args).verb;
+    formats::remember_hashes(hub::Hub::from_env().home.join("hashes"));
+    match verb {
         Verb::Demo(args) => verbs::demo::run(&args),
         Verb::Pull(args) => verbs::pull::run(&args),
         Verb::Check(args) => verbs::check::run(&args),

@@ -54,20 +54,68 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// When a tensor is missing or has another shape than the config says.
     pub fn load(backend: B, base: &BaseModel, storage: Storage) -> Result<Self> {
+        Self::load_blocks(backend, base, storage, |_, _, _| {})
+    }
+
+    /// Reads the base model's weights as [`Model::load`] does, merges the adapter into them, if there is one, and
+    /// encodes them and a decoder's output head: for routing, where neither changes any more.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_merged(
+        backend: B,
+        base: &BaseModel,
+        storage: Storage,
+        adapter: Option<&Adapter>,
+        encoding: Encoding,
+    ) -> Result<Self> {
+        let merge = Merge::new(adapter, &base.config, encoding);
+        // One block after the other, so that what only the merging needs uses the same memory again and again.
+        let mut model = Self::load_blocks(backend, base, storage, |backend, layer, block| {
+            merge.run(backend, layer, block);
+        })?;
+        model.encode_head(encoding);
+        Ok(model)
+    }
+
+    /// Does to a model that was trained what [`Model::load_merged`] does to the files'.
+    pub fn merge(&mut self, adapter: &Adapter, encoding: Encoding) {
+        let merge = Merge::new(Some(adapter), &self.config, encoding);
+        for (layer, block) in self.blocks.iter_mut().enumerate() {
+            merge.run(&self.backend, layer, block);
+        }
+        self.encode_head(encoding);
+    }
+
+    fn encode_head(&mut self, encoding: Encoding) {
+        if !self.is_encoder() {
+            self.head = Some(self.backend.encode(self.head(), encoding));
+        }
+    }
+
+    /// Loads the model, handing each block over as soon as it is there.
+    fn load_blocks(
+        backend: B,
+        base: &BaseModel,
+        storage: Storage,
+        mut ready: impl FnMut(&B, usize, &mut Block<B>),
+    ) -> Result<Self> {
         let config = base.config.clone();
         let traits = config.family.traits();
         let reader = Reader { backend: &backend, base, storage };
         let mut blocks = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             let linear = |parts: &[Part]| reader.linear(layer, parts);
-            blocks.push(Block {
+            let mut block = Block {
                 norm1: reader.norm(Part::Norm1, layer)?,
                 qkv: linear(&QUERY_KEY_VALUE)?,
                 out: linear(&[Part::Output])?,
                 norm2: reader.norm(Part::Norm2, layer)?,
                 up: linear(&GATE_UP)?,
                 down: linear(&[Part::Down])?,
-            });
+            };
+            ready(&backend, layer, &mut block);
+            blocks.push(block);
         }
         let embedding = reader.matrix(&[reader.weight(Part::Embedding, 0)])?.0;
         let head = if config.tied_embeddings || config.is_encoder() {
@@ -123,34 +171,6 @@ impl<B: Backend> Model<B> {
     pub fn attach(&mut self, adapter: &Adapter) {
         let parameters = self.open_slots(adapter);
         self.refresh(&parameters);
-    }
-
-    /// Merges the adapter into the weights, and encodes them and the output head: for routing, where neither changes
-    /// any more.
-    pub fn merge(&mut self, adapter: &Adapter, encoding: Encoding) {
-        let parameters = self.open_slots(adapter);
-        // One layer after the other: LoRA's matrices are laid out for one at a time.
-        for linear in self.blocks.iter_mut().flat_map(Block::linears_mut) {
-            if !linear.slots.is_empty() {
-                self.backend.refresh(linear, &parameters);
-            }
-            self.backend.merge(linear, encoding);
-        }
-        self.encode_head(encoding);
-    }
-
-    /// Encodes the weights and the output head, as [`Model::merge`] does, where there is no adapter.
-    pub fn encode(&mut self, encoding: Encoding) {
-        for linear in self.blocks.iter_mut().flat_map(Block::linears_mut) {
-            self.backend.merge(linear, encoding);
-        }
-        self.encode_head(encoding);
-    }
-
-    fn encode_head(&mut self, encoding: Encoding) {
-        if !self.is_encoder() {
-            self.head = Some(self.backend.encode(self.head(), encoding));
-        }
     }
 
     /// Lets every weight train; from here on [`Model::refresh`] takes all of them from the parameters.
@@ -260,6 +280,46 @@ impl<B: Backend> Model<B> {
             (true, _) => FeedForward::Gated(Gate::Silu),
             (false, formats::Activation::GeluTanh) => FeedForward::Plain(Activation::GeluTanh),
             (false, _) => FeedForward::Plain(Activation::Gelu),
+        }
+    }
+}
+
+/// An adapter on its way into the weights.
+struct Merge<'a> {
+    adapter: Option<&'a Adapter>,
+    entries: Vec<LoraEntry>,
+    encoding: Encoding,
+}
+
+impl<'a> Merge<'a> {
+    fn new(adapter: Option<&'a Adapter>, config: &ModelConfig, encoding: Encoding) -> Self {
+        let entries = adapter.map_or_else(Vec::new, |adapter| adapter.lora.entries(config));
+        Self { adapter, entries, encoding }
+    }
+
+    /// Merges a block's part and encodes its weights.
+    fn run<B: Backend>(&self, backend: &B, layer: usize, block: &mut Block<B>) {
+        let of_layer = self.entries.iter().filter(|entry| entry.layer == layer).copied();
+        let mut entries: Vec<LoraEntry> = of_layer.collect();
+        // The block's values alone go to the device, and the offsets count from their first.
+        let first = entries.iter().map(|entry| entry.a).min().unwrap_or(0);
+        let end = entries.iter().map(|entry| entry.b_range().end).max().unwrap_or(first);
+        for entry in &mut entries {
+            (entry.a, entry.b) = (entry.a - first, entry.b - first);
+        }
+        let parameters = self.adapter.map(|adapter| {
+            block.open_slots(entries.into_iter(), adapter.lora.scale());
+            let mut parameters = backend.wide(end - first);
+            backend.upload(&mut parameters, 0, &adapter.values[first..end]);
+            parameters
+        });
+        for linear in block.linears_mut() {
+            if let Some(parameters) = &parameters
+                && !linear.slots.is_empty()
+            {
+                backend.refresh(linear, parameters);
+            }
+            backend.merge(linear, self.encoding);
         }
     }
 }

@@ -61,6 +61,18 @@ impl Case {
         Model::load(backend, &BaseModel::open(&self.folder).unwrap(), Storage::Expanded).unwrap()
     }
 
+    /// With the adapter beside the weights, or merged into them.
+    fn with_adapter<B: Backend>(&self, backend: B, merged: Option<Encoding>) -> Model<B> {
+        let mut model = self.model(backend);
+        let adapter = self.adapter(&model, "adapter");
+        let Some(encoding) = merged else {
+            model.attach(&adapter);
+            return model;
+        };
+        let base = BaseModel::open(&self.folder).unwrap();
+        Model::load_merged(model.backend, &base, Storage::Expanded, Some(&adapter), encoding).unwrap()
+    }
+
     fn adapter<B: Backend>(&self, model: &Model<B>, folder: &str) -> Adapter {
         let peft = formats::Adapter::read(self.folder.join(folder)).unwrap();
         let lora = Lora {
@@ -316,13 +328,7 @@ fn minilm_is_what_transformers_says_of_it() {
 fn label_scores_equal_transformers() {
     for (name, merged) in [("tied", false), ("scaled", false), ("tied", true), ("scaled", true)] {
         let case = Case::open(name);
-        let mut model = case.model(Cpu::<f32>::new());
-        let adapter = case.adapter(&model, "adapter");
-        if merged {
-            model.merge(&adapter, Encoding::Compute);
-        } else {
-            model.attach(&adapter);
-        }
+        let model = case.with_adapter(Cpu::<f32>::new(), merged.then_some(Encoding::Compute));
         let options = ScorerOptions { epsilon: 0.0, spare_tokens: 3, ..ScorerOptions::default() };
         let mut scorer = Scorer::new(&model, case.trie(), case.prefix.clone(), options).unwrap();
         let examples = case.examples();
@@ -363,12 +369,7 @@ fn the_error_bound_holds() {
 fn an_answer_does_not_depend_on_the_batch() {
     fn bits<B: Backend>(backend: B, encoding: Option<Encoding>) {
         let case = Case::open("scaled");
-        let mut model = case.model(backend);
-        let adapter = case.adapter(&model, "adapter");
-        match encoding {
-            Some(encoding) => model.merge(&adapter, encoding),
-            None => model.attach(&adapter),
-        }
+        let model = case.with_adapter(backend, encoding);
         let examples = case.examples();
         let queries: Vec<&[u32]> = examples.iter().map(|e| &e.query[..]).collect();
         let mut scorer =

@@ -12,7 +12,7 @@ use crate::gguf::{Gguf, Value};
 use crate::layout::{Part, Slot, slots};
 use crate::safetensors::SafetensorsFolder;
 use crate::tokenizer::{self, Tokenizer};
-use crate::{DType, Error, ModelConfig, Result, Tensor, random, store};
+use crate::{DType, Error, ModelConfig, Result, Tensor, hashes, random, store};
 
 const CONFIG: &str = "config.json";
 const GGUF_TEMPLATE: &str = "tokenizer.chat_template";
@@ -235,12 +235,12 @@ impl BaseModel {
     /// the lines `hash  name` in the order of their names, as `sha256sum` prints them.
     pub fn sha256(&self) -> &str {
         self.sha256.get_or_init(|| match &self.weights {
-            Weights::Gguf(gguf) => store::sha256_hex(gguf.bytes()),
+            Weights::Gguf(gguf) => sha256(&self.path, gguf.bytes()),
             Weights::Random(_) => store::sha256_hex(self.name.as_bytes()),
             Weights::Safetensors(folder) => {
                 let mut listing = String::new();
                 for (path, bytes) in folder.files() {
-                    let hash = store::sha256_hex(bytes);
+                    let hash = sha256(path, bytes);
                     if folder.files().len() == 1 {
                         return hash;
                     }
@@ -261,6 +261,12 @@ impl BaseModel {
     pub fn name(&self) -> &str {
         &self.name
     }
+}
+
+/// The hash of a file whose bytes are at hand.
+fn sha256(path: &Path, bytes: &[u8]) -> String {
+    let hash = || Ok::<_, std::convert::Infallible>(store::sha256_hex(bytes));
+    hashes::remembered(path, hash).unwrap_or_else(|never| match never {})
 }
 
 /// The name of a file without its ending, or of a folder.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Result};
+use crate::{Error, Result, hashes};
 
 /// Writes `bytes` to `path` so that a crash at any moment leaves either the old file or the new one.
 ///
@@ -119,7 +119,8 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
-/// The SHA-256 of a file in lower-case hexadecimal, read in pieces.
+/// The SHA-256 of a file in lower-case hexadecimal, read in pieces; of a large file that has not changed since, the
+/// one that is remembered ([`crate::remember_hashes`]).
 ///
 /// # Errors
 /// [`Error::Read`] when the file cannot be read.
@@ -136,7 +137,7 @@ pub fn sha256_file(path: impl AsRef<Path>) -> Result<String> {
             }
         }
     };
-    hash().map_err(|source| Error::Read { path: path.to_owned(), source })
+    hashes::remembered(path, hash).map_err(|source| Error::Read { path: path.to_owned(), source })
 }
 
 /// The bytes of a file.

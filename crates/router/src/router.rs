@@ -70,29 +70,21 @@ impl<B: Backend> Router<B> {
             Method::Qlora => Storage::FourBits,
             Method::Full | Method::Head | Method::Linear => Storage::Expanded,
         };
-        // Hashing the base takes about as long as loading it.
-        let (checked, adapter, tokenizer, model) = std::thread::scope(|scope| {
+        let by_head = base.config.is_encoder() || method == Method::Head;
+        // A head is as exact as the features it reads.
+        let encoding = if by_head { Encoding::Compute } else { encoding };
+        let (checked, tokenizer, model) = std::thread::scope(|scope| {
             let checked = scope.spawn(|| run.check_base(base));
-            let files = scope.spawn(|| {
-                let adapter = method.has_adapter().then(|| run.adapter(&base.config)).transpose();
-                (adapter, run.tokenizer())
-            });
-            let model = Model::load(backend, base, storage);
-            let (adapter, tokenizer) = join(files);
-            (join(checked), adapter, tokenizer, model)
+            let tokenizer = scope.spawn(|| run.tokenizer());
+            let adapter = method.has_adapter().then(|| run.adapter(&base.config)).transpose();
+            let model = adapter
+                .and_then(|adapter| read_model(backend, base, storage, method, adapter.as_ref(), encoding));
+            (join(checked), join(tokenizer), model)
         });
         checked?;
-        let (adapter, tokenizer, mut model) = (adapter?, tokenizer?, model?);
-        if !model.is_encoder() && method != Method::Head {
-            return Self::of_decoder(run.manifest, model, adapter.as_ref(), tokenizer, encoding);
-        }
-        // A head is as exact as the features it reads.
-        match &adapter {
-            // Merged, the weights would no longer fit their 4 bits.
-            Some(adapter) if method == Method::Qlora => model.attach(adapter),
-            Some(adapter) => model.merge(adapter, Encoding::Compute),
-            None if method == Method::Full => model.encode(Encoding::Compute),
-            None => {}
+        let (tokenizer, model) = (tokenizer?, model?);
+        if !by_head {
+            return Self::of_decoder(run.manifest, model, tokenizer);
         }
         let scoring = Scoring::head(run.head(model.config())?, &run.manifest.prompt);
         let reader = Reader::Model(Box::new(Trained { model, scoring, tokenizer }));
@@ -108,20 +100,8 @@ impl<B: Backend> Router<B> {
         Ok(Self { manifest: run.manifest, reader: Reader::Linear(linear) })
     }
 
-    /// A router that scores the tokens of labels; the model holds what the run trained, or is given it here.
-    pub(crate) fn of_decoder(
-        manifest: Manifest,
-        mut model: Model<B>,
-        adapter: Option<&engine::Adapter>,
-        tokenizer: Tokenizer,
-        encoding: Encoding,
-    ) -> Result<Self> {
-        match adapter {
-            // Merged, the weights would no longer fit their 4 bits.
-            Some(adapter) if manifest.method == Method::Qlora => model.attach(adapter),
-            Some(adapter) => model.merge(adapter, encoding),
-            None => model.encode(encoding),
-        }
+    /// A router that scores the tokens of labels, with what the run trained in the model.
+    pub(crate) fn of_decoder(manifest: Manifest, model: Model<B>, tokenizer: Tokenizer) -> Result<Self> {
         let labels: Vec<Vec<u32>> = manifest.labels.iter().map(|label| label.ids.clone()).collect();
         let scoring = Scoring::tokens(&model, &labels, &manifest.prompt)?;
         let reader = Reader::Model(Box::new(Trained { model, scoring, tokenizer }));
@@ -190,6 +170,27 @@ impl<B: Backend> Router<B> {
         let decision =
             if in_scope { self.manifest.thresholds.decide(label, probability) } else { Decision::Triage };
         Answer { label, probability, in_scope, decision, probabilities, log_probs, error_bound, cut }
+    }
+}
+
+/// Reads a model with what a run trained in it.
+pub(crate) fn read_model<B: Backend>(
+    backend: B,
+    base: &BaseModel,
+    storage: Storage,
+    method: Method,
+    adapter: Option<&engine::Adapter>,
+    encoding: Encoding,
+) -> Result<Model<B>> {
+    match (method, adapter) {
+        // Merged, the weights would no longer fit their 4 bits.
+        (Method::Qlora, Some(adapter)) => {
+            let mut model = Model::load(backend, base, storage)?;
+            model.attach(adapter);
+            Ok(model)
+        }
+        (Method::Head | Method::Linear, None) => Ok(Model::load(backend, base, storage)?),
+        _ => Ok(Model::load_merged(backend, base, storage, adapter, encoding)?),
     }
 }
 

@@ -39,9 +39,10 @@ fn growth(part: &Json) -> f64 {
 /// A tokenizer with the ids of its special tokens.
 pub struct Tokenizer {
     path: PathBuf,
+    /// Special tokens spelt out in a text are ordinary characters to it.
     inner: tokenizers::Tokenizer,
-    /// The same without special tokens in text, built at first use.
-    plain: OnceLock<tokenizers::Tokenizer>,
+    /// The same for texts in which they are special tokens, built at first use.
+    special: OnceLock<tokenizers::Tokenizer>,
     /// What stands in `tokenizer_config.json`.
     settings: Map<String, Json>,
     eot_id: Option<u32>,
@@ -81,7 +82,8 @@ impl Tokenizer {
                 return Err(Error::unsupported(path, key, found, format!("at most {MOST_GROWTH} times")));
             }
         }
-        Ok(Self { path, inner, plain: OnceLock::new(), settings, eot_id })
+        inner.set_encode_special_tokens(true);
+        Ok(Self { path, inner, special: OnceLock::new(), settings, eot_id })
     }
 
     /// The ids of a text. No token is added; special tokens spelt out in the text become those tokens, so
@@ -90,7 +92,12 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.encode_with(&self.inner, text)
+        let special = self.special.get_or_init(|| {
+            let mut special = self.inner.clone();
+            special.set_encode_special_tokens(false);
+            special
+        });
+        self.encode_with(special, text)
     }
 
     /// The ids of a text from outside: `<|im_end|>` in it is ten ordinary characters, not the end of a turn.
@@ -98,12 +105,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`].
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        let plain = self.plain.get_or_init(|| {
-            let mut plain = self.inner.clone();
-            plain.set_encode_special_tokens(true);
-            plain
-        });
-        self.encode_with(plain, text)
+        self.encode_with(&self.inner, text)
     }
 
     fn encode_with(&self, tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {

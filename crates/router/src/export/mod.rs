@@ -24,7 +24,7 @@ pub use self::gate::{Accuracy, Flip, Gate, MostFlips};
 use self::merged::Merged;
 use crate::manifest::Manifest;
 use crate::plan::Method;
-use crate::router::Router;
+use crate::router::{Router, read_model};
 use crate::run::{MANIFEST, RunFolder, from_peft};
 use crate::{Error, Result};
 
@@ -193,21 +193,16 @@ impl Export {
             Target::GgufLora => {
                 let adapter = Gguf::open(folder.join(GGUF_LORA))?;
                 let adapter = from_peft(&formats::Adapter::from_gguf(&adapter, &base.config)?, &base.config)?;
-                let model = Model::load(backend, base, Storage::AsStored)?;
-                return Router::of_decoder(
-                    manifest.clone(),
-                    model,
-                    Some(&adapter),
-                    base.tokenizer()?,
-                    encoding,
-                );
+                let model =
+                    read_model(backend, base, Storage::AsStored, manifest.method, Some(&adapter), encoding)?;
+                return Router::of_decoder(manifest.clone(), model, base.tokenizer()?);
             }
             Target::Peft => return Router::open(backend, RunFolder::open(folder)?, base, encoding),
         };
         let model = BaseModel::open(whole)?;
         let tokenizer = model.tokenizer()?;
-        let loaded = Model::load(backend, &model, Storage::AsStored)?;
-        Router::of_decoder(manifest.clone(), loaded, None, tokenizer, encoding)
+        let loaded = Model::load_merged(backend, &model, Storage::AsStored, None, encoding)?;
+        Router::of_decoder(manifest.clone(), loaded, tokenizer)
     }
 }
 
