@@ -1,6 +1,7 @@
 //! `frontdesk bench`: the measured speed of training and routing on this machine.
 
 mod labels;
+mod scaling;
 mod synthetic;
 
 use std::path::{Path, PathBuf};
@@ -62,6 +63,8 @@ pub(crate) enum What {
     Train,
     /// One query at a time, then many at once.
     Route,
+    /// Three batches and three sizes of the data set, on a random base: how time and memory grow.
+    Scaling,
 }
 
 /// What the name of a base with random weights begins with.
@@ -146,6 +149,11 @@ fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
             labels::routing_speed(backend, shape, &recipe, encoding, args.repeats as usize)?
         }
         (What::Route, None, None) => anyhow::bail!("--model DIR is missing"),
+        (What::Scaling, _, shape) => {
+            args.device.check_training()?;
+            let shape = shape.unwrap_or("smollm2-135m");
+            scaling::scaling(backend, shape, &args.recipe.recipe()?, args.repeats)?
+        }
         (What::Train, ..) => training_speed(backend, args)?,
     };
     result["device"] = json!(device);

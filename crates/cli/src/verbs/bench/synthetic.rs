@@ -40,6 +40,51 @@ fn examples(count: usize, tokens: Option<usize>, vocabulary: usize) -> (Vec<u32>
     (prefix, examples)
 }
 
+/// Random weights of a shape, on the device.
+pub(super) fn load<B: Backend>(backend: B, base: &BaseModel) -> anyhow::Result<Model<B>> {
+    Ok(Model::load(backend, base, Storage::AsStored)?)
+}
+
+/// A training on random weights.
+pub(super) struct Training {
+    /// Size of the data set.
+    pub(super) examples: usize,
+    /// Examples a step.
+    pub(super) batch: usize,
+    /// See [`examples`].
+    pub(super) tokens: Option<usize>,
+    /// Steps after the warm-up.
+    pub(super) steps: u64,
+}
+
+impl Training {
+    /// Runs it, and gives the model back.
+    pub(super) fn run<B: Backend>(
+        &self,
+        model: Model<B>,
+        base: &BaseModel,
+        recipe: &Recipe,
+    ) -> anyhow::Result<(Model<B>, Clock)> {
+        let (prefix, examples) = examples(self.examples, self.tokens, base.config.vocab_size);
+        let sampler = Sampler::new(examples.len(), self.batch, recipe.seed, None);
+        let options = TrainerOptions {
+            lr: recipe.lr_for(base),
+            optimizer: recipe.optimizer.clone(),
+            batch: self.batch,
+            rows_per_pass: recipe.rows_per_pass,
+            total_steps: WARM_UP + self.steps,
+            seed: recipe.seed,
+        };
+        let adapter = Adapter::new(recipe.lora.clone(), &base.config, recipe.seed);
+        let mut trainer = Trainer::new(model, adapter, prefix, examples, sampler, options)?;
+        let mut clock = Clock::default();
+        for _ in 0..WARM_UP + self.steps {
+            clock.stepped(&trainer.step()?);
+        }
+        Ok((trainer.into_model(), clock))
+    }
+}
+
 /// Trains so many steps after the warm-up.
 pub(super) fn timed_steps<B: Backend>(
     backend: B,
@@ -49,28 +94,10 @@ pub(super) fn timed_steps<B: Backend>(
     steps: u64,
 ) -> anyhow::Result<Timed> {
     let base = BaseModel::random(shape)?;
-    let config = base.config.clone();
-    let total_steps = WARM_UP + steps;
     let batch = recipe.batch.unwrap_or(32);
-    let (prefix, examples) = examples(batch * total_steps as usize, tokens, config.vocab_size);
-    let sampler = Sampler::new(examples.len(), batch, recipe.seed, None);
-    let options = TrainerOptions {
-        lr: recipe.lr_for(&base),
-        optimizer: recipe.optimizer.clone(),
-        batch,
-        rows_per_pass: recipe.rows_per_pass,
-        total_steps,
-        seed: recipe.seed,
-    };
-    let model = Model::load(backend, &base, Storage::AsStored)?;
-    let adapter = Adapter::new(recipe.lora.clone(), &config, recipe.seed);
-    let mut trainer = Trainer::new(model, adapter, prefix, examples, sampler, options)?;
-    let mut clock = Clock::default();
-    for _ in 0..total_steps {
-        clock.stepped(&trainer.step()?);
-    }
-    let device_bytes = trainer.model().backend().peak_bytes();
-    Ok(Timed { clock, config, device_bytes })
+    let plan = Training { examples: batch * (WARM_UP + steps) as usize, batch, tokens, steps };
+    let (model, clock) = plan.run(load(backend, &base)?, &base, recipe)?;
+    Ok(Timed { clock, config: base.config.clone(), device_bytes: model.backend().peak_bytes() })
 }
 
 #[cfg(test)]
