@@ -118,7 +118,8 @@ fn judge<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
         let found = Cascade::new(side(&own, &[latency(&own)]), side(&it.judged, &it.seconds), goal);
         cascades.extend(found.map(|cascade| (it, cascade)));
     }
-    let missed = match (args.cascade, large.first()) {
+    // where a model ran out of its budget, the first one left is not the one that was meant
+    let missed = match (args.cascade.filter(|_| !stopped), large.first()) {
         (Some(_), Some(first)) => !keep_cascade(args, &data, first, &cascades)?,
         _ => false,
     };
