@@ -124,7 +124,8 @@ impl BlockFormat {
             return [0, 1].map(|i| f32::from(quants[(k + i) * COLUMNS + n] as i8));
         }
         let both = quants[k / 2 * COLUMNS + n];
-        [both & 15, both >> 4].map(f32::from)
+        let pair = [both & 15, both >> 4];
+        if self == Self::Nf4 { pair.map(|quant| NF4[usize::from(quant)]) } else { pair.map(f32::from) }
     }
 
     /// Row `n` of a stored block, rounded to `E`.
