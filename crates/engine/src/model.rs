@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use formats::{BaseModel, DType, ModelConfig, Part, quant::nf4};
+use formats::{BaseModel, DType, ModelConfig, Part};
+use kernels::linear::nf4;
 use kernels::{Activation, AttentionShape, Backend, BlockFormat, Encoding, Gate, Linear, Mask, Norm, Slot};
 
 use crate::Result;

@@ -15,6 +15,7 @@ mod gradient;
 pub(crate) mod kernel;
 mod matrix;
 mod merge;
+pub mod nf4;
 mod peak;
 mod portable;
 pub(crate) mod product;

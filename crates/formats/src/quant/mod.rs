@@ -6,7 +6,6 @@ mod float;
 mod k;
 mod k_write;
 mod legacy;
-pub mod nf4;
 
 use crate::{DType, Error, Result};
 

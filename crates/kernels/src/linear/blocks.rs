@@ -5,6 +5,7 @@
 //! rounded just as if the matrix had been expanded before.
 
 use super::kernel::{COLUMNS, Compute};
+use super::nf4::LEVELS;
 
 /// A block format of ggml, or NF4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,26 +19,6 @@ pub enum BlockFormat {
     /// `d level[q]` with a scale in f32, 4 bits (Dettmers et al., 2023): 20 bytes for 32 values, quants as in `Q4_0`.
     Nf4,
 }
-
-/// The levels of NF4.
-pub(super) const NF4: [f32; 16] = [
-    -1.0,
-    -0.696_192_8,
-    -0.525_073_05,
-    -0.394_917_5,
-    -0.284_441_38,
-    -0.184_773_43,
-    -0.091_050_036,
-    0.0,
-    0.079_580_3,
-    0.160_930_2,
-    0.246_112_3,
-    0.337_915_24,
-    0.440_709_83,
-    0.562_617,
-    0.722_956_84,
-    1.0,
-];
 
 impl BlockFormat {
     /// Bytes of 32 values, as in a file.
@@ -103,20 +84,7 @@ impl BlockFormat {
         }
     }
 
-    /// The quant of row `n`, column `k`.
-    #[inline(always)]
-    #[allow(clippy::inline_always)]
-    pub(super) fn quant(self, block: &[u8], n: usize, k: usize) -> f32 {
-        let quants = &block[self.head()..];
-        if self == Self::Q8_0 {
-            f32::from(quants[k * COLUMNS + n] as i8)
-        } else {
-            let quant = quants[k / 2 * COLUMNS + n] >> (k % 2 * 4) & 15;
-            if self == Self::Nf4 { NF4[usize::from(quant)] } else { f32::from(quant) }
-        }
-    }
-
-    /// The quants of columns `k` and `k + 1` of row `n`, for an even `k`.
+    /// What the quants of columns `k` and `k + 1` of row `n` stand for before their scale, for an even `k`.
     #[inline(always)]
     #[allow(clippy::inline_always)]
     pub(super) fn pair(self, quants: &[u8], n: usize, k: usize) -> [f32; 2] {
@@ -125,13 +93,16 @@ impl BlockFormat {
         }
         let both = quants[k / 2 * COLUMNS + n];
         let pair = [both & 15, both >> 4];
-        if self == Self::Nf4 { pair.map(|quant| NF4[usize::from(quant)]) } else { pair.map(f32::from) }
+        if self == Self::Nf4 { pair.map(|quant| LEVELS[usize::from(quant)]) } else { pair.map(f32::from) }
     }
 
     /// Row `n` of a stored block, rounded to `E`.
     pub(super) fn read<E: Compute>(self, block: &[u8], n: usize) -> [E; COLUMNS] {
-        let (d, m) = self.scale(block, n);
-        let values: [f32; COLUMNS] = std::array::from_fn(|k| d * self.quant(block, n, k) + m);
+        let ((d, m), quants) = (self.scale(block, n), &block[self.head()..]);
+        let mut values = [0.0; COLUMNS];
+        for (pair, values) in values.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            *values = self.pair(quants, n, 2 * pair).map(|quant| d * quant + m);
+        }
         let mut out = [E::default(); COLUMNS];
         (E::kernels().narrow)(&mut out, &values);
         out

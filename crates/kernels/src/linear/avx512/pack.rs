@@ -6,8 +6,9 @@
 
 use std::arch::x86_64::*;
 
-use super::super::blocks::{BlockFormat, NF4};
+use super::super::blocks::BlockFormat;
 use super::super::kernel::{COLUMNS, Compute};
+use super::super::nf4::LEVELS;
 
 /// The first `len` lanes of 32.
 pub(super) fn lanes32(len: usize) -> u32 {
@@ -149,7 +150,7 @@ pub(super) unsafe fn expand_block<E: Compute>(out: &mut [u32], block: &[u8], for
     // SAFETY: all offsets lie within the blocks.
     unsafe {
         let quants = block.add(format.head());
-        let levels = _mm512_loadu_ps(NF4.as_ptr());
+        let levels = _mm512_loadu_ps(LEVELS.as_ptr());
         for half in [0, 16] {
             let halves = |at: usize| _mm512_cvtph_ps(_mm256_loadu_si256(block.add(2 * at).cast()));
             let d = match format {

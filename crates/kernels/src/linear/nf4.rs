@@ -4,6 +4,8 @@
 //! becomes the nearest of 16 levels. The magnitudes, less their mean, are cut into groups of 256; a group is scaled by
 //! its own largest magnitude, and each becomes the nearest of 256 levels, which lie denser towards zero.
 
+use super::BlockFormat;
+
 /// The levels of a value: quantiles of a normal distribution, with an exact zero.
 pub const LEVELS: [f32; 16] = [
     -1.0,
@@ -28,10 +30,10 @@ pub const LEVELS: [f32; 16] = [
 const BLOCK: usize = 64;
 /// Magnitudes that share a scale.
 const GROUP: usize = 256;
-/// Values of a stored block.
+/// Values of a block of [`BlockFormat::Nf4`].
 const STORED: usize = 32;
 
-/// Quantises a tensor. Every 32 values become 20 bytes: their magnitude as it is after its own quantisation (f32), and
+/// Quantises a tensor to blocks of [`BlockFormat::Nf4`]. Every 32 values become 20 bytes: their magnitude as it is after its own quantisation (f32), and
 /// the level of each value, of the first 16 in the lower four bits and of the others in the upper.
 ///
 /// # Panics
@@ -41,7 +43,7 @@ pub fn quantize(values: &[f32]) -> Vec<u8> {
     let peaks: Vec<f32> =
         values.chunks(BLOCK).map(|block| block.iter().fold(0.0f32, |peak, v| peak.max(v.abs()))).collect();
     let kept = quantize_peaks(&peaks);
-    let mut bytes = Vec::with_capacity(values.len() / STORED * 20);
+    let mut bytes = Vec::with_capacity(values.len() / STORED * BlockFormat::Nf4.bytes());
     for (index, half) in values.chunks_exact(STORED).enumerate() {
         let block = index * STORED / BLOCK;
         bytes.extend(kept[block].to_le_bytes());
@@ -107,7 +109,7 @@ mod tests {
             let quants = bytes[4..].to_vec();
             (0..STORED).map(move |i| peak * LEVELS[usize::from(quants[i % 16] >> (i / 16 * 4) & 15)])
         };
-        bytes.chunks_exact(20).flat_map(block).collect()
+        bytes.chunks_exact(BlockFormat::Nf4.bytes()).flat_map(block).collect()
     }
 
     #[test]
