@@ -10,7 +10,7 @@ use crate::tree::Labelled;
 pub(crate) struct Classifier {
     /// Where its values lie in the parameters: weights `(labels, width)`, then biases.
     pub(crate) at: usize,
-    classes: usize,
+    pub(crate) classes: usize,
     width: usize,
     pub(crate) values: Vec<f32>,
     pub(crate) gradients: Vec<f32>,

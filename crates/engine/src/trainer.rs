@@ -238,7 +238,7 @@ impl<B: Backend> Trainer<B> {
 
     /// What trains, with its current values.
     pub fn trainable(&self) -> Trainable {
-        let classes = self.classifier.as_ref().map(|classifier| classifier.head().bias.len());
+        let classes = self.classifier.as_ref().map(|classifier| classifier.classes);
         Trainable { body: self.body.clone(), classes, values: self.host(&self.optimizer.parameters) }
     }
 

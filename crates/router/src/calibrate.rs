@@ -8,13 +8,9 @@ use routing::{Dataset, Example, ReadOptions};
 
 use crate::examples::record;
 use crate::manifest::{CascadeRecord, DataRecord, Manifest};
-use crate::prompt::Query;
 use crate::router::Router;
 use crate::run::{MANIFEST, RunFolder, write_json};
 use crate::{Error, Result};
-
-/// Rows scored between two reports of progress.
-const AT_ONCE: usize = 64;
 
 /// What is chosen, and for what.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,12 +57,8 @@ impl<B: Backend> Router<B> {
             return Err(Error::NoRows { path: data.path.to_path_buf() });
         }
         let names: Vec<String> = self.manifest().labels.iter().map(|label| label.text.clone()).collect();
-        let mut log_probs = Vec::with_capacity(rows.len());
-        for group in rows.chunks(AT_ONCE) {
-            let queries: Vec<Query<'_>> = group.iter().map(Query::from).collect();
-            log_probs.extend(self.route(&queries)?.into_iter().map(|answer| answer.log_probs));
-            scored(log_probs.len(), rows.len());
-        }
+        let answers = self.route_all(rows, scored)?;
+        let log_probs: Vec<Vec<f32>> = answers.into_iter().map(|answer| answer.log_probs).collect();
         let index = |name: &str| names.iter().position(|label| label == name);
         let nowhere = options.oos_label.as_deref().and_then(index);
         let is_out = |row: &Example| Some(&row.label) == options.oos_label.as_ref();

@@ -130,7 +130,10 @@ mod tests {
         let snapshot =
             Snapshot { parameters: vec![1.0, -2.5], first: vec![0.1, 0.2], second: vec![3.0, 4.0], steps: 7 };
         let mut best = None;
-        Best::offer(&mut best, 5, 0.1 + 0.2, vec![1, 0], &[1, 1], || vec![9.0, 8.0]);
+        for (step, macro_f1) in [(4, 0.1 + 0.2), (5, 0.2), (6, 0.1)] {
+            Best::offer(&mut best, step, macro_f1, vec![1, 0], &[1, 1], || vec![9.0, 8.0]);
+        }
+        assert_eq!(best.as_ref().map(|best| best.misses), Some(2));
         State { snapshot, best }
     }
 

@@ -9,6 +9,8 @@ mod checkpoint;
 mod error;
 mod examples;
 mod export;
+mod linear;
+mod log;
 mod manifest;
 mod observer;
 mod plan;
@@ -24,6 +26,7 @@ pub use engine::StepReport;
 pub use error::{Error, Result};
 pub use examples::TrainData;
 pub use export::{Accuracy, Card, Export, Flip, Gate, MostFlips, Target};
+pub use linear::train_linear;
 pub use manifest::{
     BaseRecord, CascadeRecord, DataRecord, LabelRecord, Manifest, Measured, ValidationRecord,
 };
@@ -32,4 +35,4 @@ pub use plan::{Method, Plan, Recipe};
 pub use prompt::{DEFAULT_SYSTEM, Prompt, Query};
 pub use router::{Answer, Router};
 pub use run::RunFolder;
-pub use train::{Outcome, peak_memory, train, train_linear};
+pub use train::{Outcome, peak_memory, train};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use routing::calibration::{Calibration, Scope, Thresholds};
 use routing::cascade::{CascadeGoal, CascadePoint};
+use routing::compare::{Interval, wilson};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Method, Recipe};
@@ -95,16 +96,18 @@ impl Manifest {
             Method::Head => "linear head on the frozen model".to_owned(),
             Method::Linear => return "linear support vector machines on n-grams, no base model".to_owned(),
         };
-        if self.trainable == 0 || self.parameters == 0 {
-            return method;
-        }
-        let (trainable, parameters) = (self.trainable as f64, self.parameters as f64);
+        let Some(share) = self.trained_share().filter(|share| *share > 0.0) else { return method };
         format!(
             "{method}: {:.2} million values trained, {:.1}% of the {:.1} million of the model",
-            trainable / 1e6,
-            100.0 * trainable / parameters,
-            parameters / 1e6
+            self.trainable as f64 / 1e6,
+            100.0 * share,
+            self.parameters as f64 / 1e6
         )
+    }
+
+    /// Values that trained, by the weights of the model; `None` in runs that did not say.
+    pub fn trained_share(&self) -> Option<f64> {
+        (self.parameters > 0).then(|| self.trainable as f64 / self.parameters as f64)
     }
 
     /// The large model that a query with this top probability goes on to.
@@ -159,7 +162,7 @@ pub struct DataRecord {
     pub sha256: String,
 }
 
-/// The kept adapter on the validation examples.
+/// The kept values on the validation examples.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ValidationRecord {
     /// Examples.
@@ -168,4 +171,11 @@ pub struct ValidationRecord {
     pub accuracy: f64,
     /// Macro-F1.
     pub macro_f1: f64,
+}
+
+impl ValidationRecord {
+    /// The interval of the accuracy.
+    pub fn interval(&self) -> Interval {
+        wilson((self.accuracy * self.rows as f64).round() as usize, self.rows)
+    }
 }

@@ -6,6 +6,7 @@ use std::thread::ScopedJoinHandle;
 use engine::{Model, Storage};
 use formats::{BaseModel, Tokenizer};
 use kernels::{Backend, Encoding};
+use routing::Example;
 use routing::calibration::{Decision, top};
 use routing::linear::LinearModel;
 
@@ -15,6 +16,9 @@ use crate::plan::Method;
 use crate::prompt::Query;
 use crate::run::RunFolder;
 use crate::scoring::Scoring;
+
+/// Rows answered between two reports of progress.
+const AT_ONCE: usize = 64;
 
 /// What the router says to one query.
 #[derive(Debug, Clone, PartialEq)]
@@ -159,6 +163,24 @@ impl<B: Backend> Router<B> {
         Ok(answers
             .map(|(scores, (_, cut))| self.answer(scores.log_probs, scores.error_bound, *cut))
             .collect())
+    }
+
+    /// Answers the texts of labelled rows, many together. `answered` hears of progress: rows done, of all.
+    ///
+    /// # Errors
+    /// When a query does not fit the model.
+    pub fn route_all(
+        &mut self,
+        rows: &[Example],
+        answered: &mut dyn FnMut(usize, usize),
+    ) -> Result<Vec<Answer>> {
+        let mut answers = Vec::with_capacity(rows.len());
+        for group in rows.chunks(AT_ONCE) {
+            let queries: Vec<Query<'_>> = group.iter().map(Query::from).collect();
+            answers.extend(self.route(&queries)?);
+            answered(answers.len(), rows.len());
+        }
+        Ok(answers)
     }
 
     /// The decision that follows from scores.

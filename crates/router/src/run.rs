@@ -169,6 +169,29 @@ impl RunFolder {
         Err(Error::WrongBase { path: base.path().to_path_buf(), expected, found })
     }
 
+    /// Whether there is a finished run in a folder.
+    pub fn is_in(path: &Path) -> bool {
+        path.join(MANIFEST).exists()
+    }
+
+    /// Moves the files to another folder, `frontdesk.json` last, and removes their own.
+    ///
+    /// # Errors
+    /// When a file cannot be moved; the others stay where they are.
+    pub fn move_to(self, folder: &Path) -> Result<Self> {
+        let failed = |path: &Path, action, source| Error::Io { path: path.to_path_buf(), action, source };
+        let entries = std::fs::read_dir(&self.path).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+        let entries = entries.map_err(|source| failed(&self.path, "read", source))?;
+        let mut files: Vec<PathBuf> = entries.iter().map(std::fs::DirEntry::path).collect();
+        files.sort_by_key(|path| path.ends_with(MANIFEST));
+        for file in files {
+            let place = folder.join(file.file_name().unwrap_or_default());
+            std::fs::rename(&file, &place).map_err(|source| failed(&place, "written", source))?;
+        }
+        std::fs::remove_dir(&self.path).map_err(|source| failed(&self.path, "removed", source))?;
+        Ok(Self { path: folder.to_path_buf(), ..self })
+    }
+
     /// Writes a finished run: `frontdesk.json` last, so that its presence means that all is there.
     pub(crate) fn write(
         path: &Path,

@@ -1,6 +1,5 @@
 //! A training run from examples to a run folder.
 
-use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -8,18 +7,19 @@ use engine::{Adapter, Balance, Model, Sampler, Storage, Trainable, Trainer, Trai
 use formats::{BaseModel, store};
 use kernels::{Backend, bf16};
 use routing::calibration::{Calibration, Goal, Scored, Thresholds, probabilities, top};
-use routing::linear::{LinearConfig, LinearModel, StoredLinear};
 use routing::metrics::Metrics;
 use serde_json::json;
 
 use crate::best::Best;
 use crate::checkpoint::Checkpoint;
 use crate::examples::{Encoded, TrainData};
+use crate::linear::train_linear;
+use crate::log::Log;
 use crate::manifest::{BaseRecord, LabelRecord, Manifest, Measured, ValidationRecord};
 use crate::observer::{Observer, Started, Validated};
 use crate::plan::{Method, Plan, Recipe};
 use crate::prompt::Prompt;
-use crate::run::{FromBase, MANIFEST, RunFolder, Trained, read_json, write_json};
+use crate::run::{FromBase, RunFolder, Trained, read_json, write_json};
 use crate::scoring::Scoring;
 use crate::transfer::transfer;
 use crate::{Error, Result};
@@ -74,7 +74,7 @@ pub fn train<B: Backend>(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     let begun = Instant::now();
-    if out.join(MANIFEST).exists() || (!resume && Checkpoint::plan_path(out).exists()) {
+    if RunFolder::is_in(out) || (!resume && Checkpoint::plan_path(out).exists()) {
         return Err(Error::Occupied { path: out.to_path_buf() });
     }
     let recipe = &plan.recipe;
@@ -169,74 +169,8 @@ pub fn train<B: Backend>(
     Ok(Outcome { run, steps: taken, seconds, device_bytes })
 }
 
-/// Trains a linear model of n-grams, which needs no base model, and writes the run folder `out`. It is judged on the
-/// validation examples, and then fitted on all, unless those are in a file of their own.
-///
-/// # Errors
-/// When the folder is taken or the data does not suit.
-pub fn train_linear(
-    data: &TrainData,
-    plan: &Plan,
-    out: &Path,
-    observer: &mut dyn Observer,
-) -> Result<Outcome> {
-    let begun = Instant::now();
-    if out.join(MANIFEST).exists() || Checkpoint::plan_path(out).exists() {
-        return Err(Error::Occupied { path: out.to_path_buf() });
-    }
-    let failed = |source| Error::Io { path: out.to_path_buf(), action: "written", source };
-    std::fs::create_dir_all(out).map_err(failed)?;
-    let names = data.label_names();
-    let label_of = |example: &routing::Example| names.binary_search(&example.label).unwrap_or(names.len());
-    let config = LinearConfig { seed: plan.recipe.seed, ..LinearConfig::default() };
-    let fit = |rows: &[&routing::Example]| {
-        let texts: Vec<&str> = rows.iter().map(|example| example.text.as_str()).collect();
-        let labels: Vec<usize> = rows.iter().map(|example| label_of(example)).collect();
-        LinearModel::train(&texts, &labels, names.len(), &config)
-    };
-    let own: Vec<&routing::Example> = data.train.iter().collect();
-    let mut model = fit(&own);
-    let weights = model.n_weights();
-    observer.started(&Started {
-        examples: own.len(),
-        validation: data.valid.len(),
-        labels: names.len(),
-        cut: 0,
-        total_steps: 0,
-        steps_done: 0,
-        trainable: weights,
-        memory: None,
-        parameters: weights,
-        shown: Vec::new(),
-    });
-    let log_probs: Vec<Vec<f32>> = data.valid.iter().map(|example| model.log_probs(&example.text)).collect();
-    let valid_labels: Vec<usize> = data.valid.iter().map(label_of).collect();
-    if data.valid_file.is_none() {
-        // A label that training does not have cannot be fitted.
-        let known = data.valid.iter().filter(|example| label_of(example) < names.len());
-        model = fit(&own.iter().copied().chain(known).collect::<Vec<_>>());
-    }
-    let record = |text: &String| LabelRecord {
-        text: text.clone(),
-        ids: Vec::new(),
-        examples: data.train.iter().filter(|example| example.label == *text).count(),
-    };
-    let labels = names.iter().map(record).collect();
-    let manifest = Manifest {
-        method: Method::Linear,
-        trainable: model.n_weights(),
-        parameters: model.n_weights(),
-        device: "cpu f32".to_owned(),
-        ..manifest(labels, &log_probs, &valid_labels, data, &plan.recipe)
-    };
-    let seconds = begun.elapsed().as_secs_f64();
-    let trained = Trained::Linear(StoredLinear::from(&model));
-    let run = RunFolder::write(out, manifest, &trained, None, measured(seconds))?;
-    Ok(Outcome { run, steps: 0, seconds, device_bytes: None })
-}
-
 /// What every run says of itself, whatever its method: how it did on the validation examples, and what follows.
-fn manifest(
+pub(crate) fn manifest(
     labels: Vec<LabelRecord>,
     log_probs: &[Vec<f32>],
     valid_labels: &[usize],
@@ -273,7 +207,7 @@ fn manifest(
     }
 }
 
-fn measured(seconds: f64) -> Measured {
+pub(crate) fn measured(seconds: f64) -> Measured {
     Measured { seconds, peak_memory_bytes: peak_memory() }
 }
 
@@ -463,41 +397,4 @@ fn choose_thresholds(
     let rows: Vec<Scored> = log_probs.iter().zip(truth).map(scored).collect();
     let goal = Goal::Precision { target: recipe.target_precision };
     Thresholds::choose(names, &rows, &goal, None)
-}
-
-/// `train_log.jsonl`: a line a step and a validation.
-struct Log {
-    file: std::fs::File,
-    path: std::path::PathBuf,
-    begun: Instant,
-}
-
-impl Log {
-    /// Opens the log; of a resumed run, the lines after its checkpoint are dropped.
-    fn open(path: &Path, steps: u64) -> Result<Self> {
-        let step_of = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64();
-        let old = std::fs::read_to_string(path).unwrap_or_default();
-        let kept: String = old
-            .lines()
-            .filter(|line| step_of(line).is_some_and(|step| step <= steps))
-            .flat_map(|line| [line, "\n"])
-            .collect();
-        store::write_atomically(path, kept.as_bytes())?;
-        let failed = |source| Error::Io { path: path.to_path_buf(), action: "written", source };
-        let file = std::fs::OpenOptions::new().append(true).open(path).map_err(failed)?;
-        Ok(Self { file, path: path.to_path_buf(), begun: Instant::now() })
-    }
-
-    /// Since this process began, to the millisecond.
-    fn seconds(&self) -> f64 {
-        (self.begun.elapsed().as_secs_f64() * 1000.0).round() / 1000.0
-    }
-
-    fn write(&mut self, line: &serde_json::Value) -> Result<()> {
-        writeln!(self.file, "{line}").map_err(|source| Error::Io {
-            path: self.path.clone(),
-            action: "written",
-            source,
-        })
-    }
 }

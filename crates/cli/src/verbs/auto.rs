@@ -1,6 +1,6 @@
 //! `frontdesk train --base auto`: the candidates that fit the time, cheapest first; the best is kept.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -39,8 +39,6 @@ const CANDIDATES: [Candidate; 5] = [
 
 /// Where the candidates are trained, in the folder of the run.
 const FOLDER: &str = "candidates";
-/// Whose presence means that a run is there.
-const MANIFEST: &str = "frontdesk.json";
 /// Steps before the whole time is judged, and the share that validations add to it.
 const JUDGED_STEPS: u64 = 4;
 const VALIDATIONS: f64 = 1.15;
@@ -48,7 +46,7 @@ const VALIDATIONS: f64 = 1.15;
 /// Trains what fits the budget and moves the best run to `out`; the others stay in a folder inside it.
 pub(crate) fn run(args: &train::Args, budget: Duration) -> anyhow::Result<Outcome> {
     let begun = Instant::now();
-    if args.out.join(MANIFEST).exists() {
+    if RunFolder::is_in(&args.out) {
         return Err(router::Error::Occupied { path: args.out.clone() }.into());
     }
     let mut lines: Vec<Line> = Vec::new();
@@ -82,8 +80,7 @@ pub(crate) fn run(args: &train::Args, budget: Duration) -> anyhow::Result<Outcom
     let outcome = outcomes.swap_remove(best);
     let table = serde_json::to_vec_pretty(&json!({ "kept": lines[best].run, "candidates": lines }))?;
     formats::store::write_atomically(args.out.join("candidates.json"), &table)?;
-    keep(&outcome.run.path, &args.out)?;
-    let run = RunFolder::open(&args.out)?;
+    let run = outcome.run.move_to(&args.out)?;
     Ok(Outcome { run, seconds: begun.elapsed().as_secs_f64(), ..outcome })
 }
 
@@ -141,19 +138,6 @@ fn stopped(error: &anyhow::Error) -> bool {
 /// Lets the next peak be that of the next candidate, where the system can.
 fn forget_peak_memory() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
-}
-
-/// Moves the files of the best candidate to the run's own folder, `frontdesk.json` last.
-fn keep(from: &Path, to: &Path) -> anyhow::Result<()> {
-    let mut files: Vec<PathBuf> =
-        std::fs::read_dir(from)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
-    files.sort_by_key(|path| path.ends_with(MANIFEST));
-    for file in files {
-        let target = to.join(file.file_name().unwrap_or_default());
-        std::fs::rename(&file, &target)
-            .with_context(|| format!("{}: cannot be written", target.display()))?;
-    }
-    std::fs::remove_dir(from).with_context(|| format!("{}: cannot be removed", from.display()))
 }
 
 /// Shows a training, and gives it up when it cannot end in the time that is left.

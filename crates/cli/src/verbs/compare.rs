@@ -36,8 +36,6 @@ pub(crate) struct Args {
     device: DeviceArgs,
 }
 
-/// Rows answered together.
-const AT_ONCE: usize = 64;
 /// Queries that are timed alone.
 const TIMED: usize = 50;
 /// Seed of the bootstrap.
@@ -71,16 +69,14 @@ impl Line {
     pub(crate) fn of(run: &RunFolder) -> Self {
         let (manifest, measured) = (&run.manifest, run.measured());
         let validation = manifest.validation;
-        let (trainable, parameters) = (manifest.trainable, manifest.parameters);
-        let right = (validation.accuracy * validation.rows as f64).round() as usize;
         Self {
             run: run.path.display().to_string(),
             base: manifest.base.name.clone(),
             method: manifest.method.name(),
-            trainable_share: (parameters > 0).then(|| trainable as f64 / parameters as f64),
+            trainable_share: manifest.trained_share(),
             rows: validation.rows,
             accuracy: validation.accuracy,
-            accuracy_interval: wilson(right, validation.rows),
+            accuracy_interval: validation.interval(),
             macro_f1: validation.macro_f1,
             minutes: measured.map(|measured| measured.seconds / 60.0),
             peak_memory_bytes: measured.and_then(|measured| measured.peak_memory_bytes),
@@ -136,13 +132,9 @@ fn judge<B: Backend>(
 ) -> anyhow::Result<(Vec<String>, f64)> {
     let mut router = open_router(backend, run, None, device.encoding())?;
     let bar = progress::rows(&run.display().to_string(), data.examples.len());
-    let mut predicted = Vec::with_capacity(data.examples.len());
-    for rows in data.examples.chunks(AT_ONCE) {
-        let queries: Vec<Query<'_>> = rows.iter().map(Query::from).collect();
-        predicted.extend(router.route(&queries)?.iter().map(|answer| router.label(answer.label).to_owned()));
-        bar.inc(rows.len() as u64);
-    }
+    let answers = router.route_all(&data.examples, &mut |done, _| bar.set_position(done as u64))?;
     bar.finish_and_clear();
+    let predicted = answers.iter().map(|answer| router.label(answer.label).to_owned()).collect();
     let ms = median_ms(&mut router, &data.examples)?;
     Ok((predicted, ms))
 }

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use formats::store::StagedFolder;
 use formats::{BaseModel, FileType};
 use kernels::{Backend, Encoding};
-use router::{Answer, Card, Export, Gate, Manifest, MostFlips, Query, Router, RunFolder, Target, TrainData};
+use router::{Answer, Card, Export, Gate, Manifest, MostFlips, Router, RunFolder, Target, TrainData};
 use routing::Example;
 use serde_json::json;
 
@@ -87,8 +87,6 @@ enum Quant {
     Q5,
 }
 
-/// Rows answered together.
-const AT_ONCE: usize = 64;
 /// Flips that are shown.
 const SHOWN: usize = 5;
 /// Share of flips that is allowed when the user does not say: of weights in few bits, and of all others.
@@ -201,12 +199,7 @@ fn exported<B: Backend>(
 
 fn answer<B: Backend>(what: &str, router: &mut Router<B>, rows: &[Example]) -> anyhow::Result<Vec<Answer>> {
     let bar = progress::rows(what, rows.len());
-    let mut answers = Vec::with_capacity(rows.len());
-    for rows in rows.chunks(AT_ONCE) {
-        let queries: Vec<Query<'_>> = rows.iter().map(Query::from).collect();
-        answers.extend(router.route(&queries)?);
-        bar.inc(rows.len() as u64);
-    }
+    let answers = router.route_all(rows, &mut |done, _| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     Ok(answers)
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use formats::store;
-use routing::compare::{CONFIDENCE, wilson};
+use routing::compare::CONFIDENCE;
 
 use super::{Accuracy, Export, Gate, Target};
 use crate::Result;
@@ -84,8 +84,7 @@ impl Card<'_> {
 
     fn facts(&self) -> String {
         let Manifest { base, validation, .. } = self.manifest;
-        let right = (validation.accuracy * validation.rows as f64).round() as usize;
-        let validated = Accuracy { accuracy: validation.accuracy, interval: wilson(right, validation.rows) };
+        let validated = Accuracy { accuracy: validation.accuracy, interval: validation.interval() };
         let gate = self.gate;
         let mut text = "## Facts\n\n| | |\n|---|---|\n".to_owned();
         let mut row = |name: &str, value: String| {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use fewshot::Hardware;
 use kernels::Backend;
-use router::{Manifest, Query, Router, TrainData, peak_memory};
+use router::{Answer, Manifest, Query, Router, TrainData, peak_memory};
 use routing::linear::{LinearConfig, LinearModel};
 use routing::report::{Alternative, Cost, Fact, Judged, Latency, ModelSection, Prediction, Seconds};
 use routing::{Dataset, Example, ReadOptions};
@@ -14,8 +14,6 @@ use super::Args;
 use crate::progress;
 use crate::verbs::route::alternatives;
 
-/// Rows answered together.
-const AT_ONCE: usize = 64;
 /// Rows asked alone, for the time that one takes.
 const ALONE: usize = 50;
 
@@ -45,34 +43,30 @@ pub(super) fn judge<B: Backend>(
 fn predict<B: Backend>(router: &mut Router<B>, data: &Dataset) -> anyhow::Result<(Vec<Prediction>, f64)> {
     let bar = progress::rows("evaluate", data.examples.len());
     let begun = Instant::now();
-    let mut predictions = Vec::with_capacity(data.examples.len());
-    for rows in data.examples.chunks(AT_ONCE) {
-        let queries: Vec<Query<'_>> = rows.iter().map(Query::from).collect();
-        for (example, answer) in rows.iter().zip(router.route(&queries)?) {
-            let others = alternatives(&answer, 3).into_iter().map(|(label, probability)| Alternative {
-                label: router.label(label).to_owned(),
-                probability,
-            });
-            let mut prediction = Prediction {
-                text: example.text.clone(),
-                label: example.label.clone(),
-                predicted: router.label(answer.label).to_owned(),
-                probability: Some(answer.probability),
-                alternatives: others.collect(),
-                out_of_scope: false,
-            };
-            match &router.manifest().scope {
-                Some(scope) if !answer.in_scope && prediction.predicted != scope.label => {
-                    prediction.set_aside(&scope.label);
-                }
-                _ => {}
-            }
-            predictions.push(prediction);
-        }
-        bar.inc(rows.len() as u64);
-    }
+    let answers = router.route_all(&data.examples, &mut |done, _| bar.set_position(done as u64))?;
     bar.finish_and_clear();
-    Ok((predictions, begun.elapsed().as_secs_f64()))
+    let seconds = begun.elapsed().as_secs_f64();
+    let prediction = |(example, answer): (&Example, &Answer)| {
+        let others = alternatives(answer, 3)
+            .into_iter()
+            .map(|(label, probability)| Alternative { label: router.label(label).to_owned(), probability });
+        let mut prediction = Prediction {
+            text: example.text.clone(),
+            label: example.label.clone(),
+            predicted: router.label(answer.label).to_owned(),
+            probability: Some(answer.probability),
+            alternatives: others.collect(),
+            out_of_scope: false,
+        };
+        match &router.manifest().scope {
+            Some(scope) if !answer.in_scope && prediction.predicted != scope.label => {
+                prediction.set_aside(&scope.label);
+            }
+            _ => {}
+        }
+        prediction
+    };
+    Ok((data.examples.iter().zip(&answers).map(prediction).collect(), seconds))
 }
 
 /// Seconds of queries that are asked one at a time, spread over the rows.
