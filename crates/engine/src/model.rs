@@ -175,11 +175,7 @@ impl<B: Backend> Model<B> {
     }
 
     /// Lets every weight train; from here on [`Model::refresh`] takes all of them from the parameters.
-    ///
-    /// # Panics
-    /// When the device trains no weights.
     pub fn train_weights(&mut self) {
-        assert!(self.backend.trains_weights(), "{} trains no weights", self.backend.name());
         self.weights = Some(Weights::new(&self.config));
     }
 
@@ -208,33 +204,19 @@ impl<B: Backend> Model<B> {
 
     /// Takes every weight from the parameters.
     fn repack(&mut self, weights: &Weights, parameters: &B::Wide) {
-        let (ops, width) = (&self.backend, self.config.hidden_size);
-        ops.repack(&mut self.embedding, parameters, weights.embedding);
+        let ops = &self.backend;
+        ops.repack(&mut self.embedding, parameters, weights.embedding, None);
         if let (Some(head), Some(at)) = (&mut self.head, weights.head) {
-            ops.repack(head, parameters, at);
+            ops.repack(head, parameters, at, None);
         }
-        if let Some(at) = weights.positions {
-            let mut table = vec![0.0; self.positions * width];
-            let mut kind = vec![0.0; width];
-            ops.download(&mut table, parameters, at);
-            if let Some(at) = weights.token_types {
-                ops.download(&mut kind, parameters, at);
-            }
-            self.position_table = Some(ops.matrix(self.positions, width, &mut |row, out| {
-                let values = table[row * width..].iter().zip(&kind).map(|(value, kind)| value + kind);
-                out.iter_mut().zip(values).for_each(|(out, value)| *out = value);
-            }));
+        if let (Some(table), Some(at)) = (&mut self.position_table, weights.positions) {
+            // Every row is of the first kind.
+            ops.repack(table, parameters, at, weights.token_types);
         }
-        // Few values each, through the host.
-        let vector = |to: &mut B::Wide, at: usize| {
-            let mut values = vec![0.0; ops.wide_len(to)];
-            ops.download(&mut values, parameters, at);
-            ops.upload(to, 0, &values);
-        };
         let vectors = |weight: &mut B::Wide, bias: &mut Option<B::Wide>, place: Place| {
-            vector(weight, place.weight);
+            ops.take(weight, parameters, place.weight);
             if let (Some(bias), Some(at)) = (bias, place.bias) {
-                vector(bias, at);
+                ops.take(bias, parameters, at);
             }
         };
         vectors(&mut self.norm.weight, &mut self.norm.bias, weights.norm);
@@ -244,9 +226,9 @@ impl<B: Backend> Model<B> {
             }
             let places = [places.qkv, places.out, places.up, places.down];
             for (linear, place) in block.linears_mut().zip(places) {
-                ops.repack(&mut linear.matrix, parameters, place.weight);
+                ops.repack(&mut linear.matrix, parameters, place.weight, None);
                 if let (Some(bias), Some(at)) = (&mut linear.bias, place.bias) {
-                    vector(bias, at);
+                    ops.take(bias, parameters, at);
                 }
             }
         }

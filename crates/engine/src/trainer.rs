@@ -102,7 +102,7 @@ impl<B: Backend> Trainer<B> {
     /// When an example does not fit the model's positions.
     ///
     /// # Panics
-    /// When an encoder has no head, or the device cannot train weights that shall train.
+    /// When an encoder has no head.
     pub fn new(
         mut model: Model<B>,
         trainable: impl Into<Trainable>,

@@ -302,86 +302,71 @@ pub trait Backend: Sized + Send + Sync + 'static {
     );
     /// `out[i] = log softmax(h[index] W^T)[token]` for each `(index, token)` that the pass wants.
     fn log_probs(&self, out: &mut Self::Wide, h: &Self::Narrow, head: &Self::Matrix, pass: &Self::Pass);
-    /// Whether the device trains every weight: has the ops from here to [`Backend::cross_entropy_with_head`].
-    fn trains_weights(&self) -> bool {
-        false
-    }
-    /// Replaces the values of a matrix in the compute type by `parameters[at..]`, row-major.
-    fn repack(&self, _matrix: &mut Self::Matrix, _parameters: &Self::Wide, _at: usize) {
-        frozen()
-    }
+    /// Replaces the values of a matrix in the compute type by `parameters[at..]`, row-major; where `shared` names a row
+    /// of the parameters, it is added to each.
+    fn repack(&self, matrix: &mut Self::Matrix, parameters: &Self::Wide, at: usize, shared: Option<usize>);
+    /// Copies `from[at..]` to all of `to`.
+    fn take(&self, to: &mut Self::Wide, from: &Self::Wide, at: usize);
     /// Adds `d_y^T x`, the gradient of the layer's matrix, to `gradients[at..]`.
     /// Shapes: `x` `(T, I)`, `d_y` `(T, O)`, the gradient `(O, I)`.
     fn weight_backward(
         &self,
-        _gradients: &mut Self::Wide,
-        _at: usize,
-        _x: &Self::Narrow,
-        _d_y: &Self::Narrow,
-        _linear: &Linear<Self>,
-        _rows: usize,
-    ) {
-        frozen()
-    }
+        gradients: &mut Self::Wide,
+        at: usize,
+        x: &Self::Narrow,
+        d_y: &Self::Narrow,
+        linear: &Linear<Self>,
+        rows: usize,
+    );
     /// Adds the sum of the rows of `d_y` `(T, width)`, the gradient of a bias, to `gradients[at..]`.
     fn bias_backward(
         &self,
-        _gradients: &mut Self::Wide,
-        _at: usize,
-        _d_y: &Self::Narrow,
-        _width: usize,
-        _rows: usize,
-    ) {
-        frozen()
-    }
+        gradients: &mut Self::Wide,
+        at: usize,
+        d_y: &Self::Narrow,
+        width: usize,
+        rows: usize,
+    );
     /// Adds the gradient of a norm's weight to `gradients[weight..]`, and that of its bias to `gradients[bias..]`.
     /// Shapes: `d_h`, `unit` `(T, C)`.
     fn norm_parameters_backward(
         &self,
-        _gradients: &mut Self::Wide,
-        _weight: usize,
-        _bias: Option<usize>,
-        _d_h: &Self::Wide,
-        _unit: &Self::Narrow,
-        _width: usize,
-        _rows: usize,
-    ) {
-        frozen()
-    }
-    /// Adds each row of `d_x` `(T, width)` to its token's row of `gradients[at..]`.
+        gradients: &mut Self::Wide,
+        weight: usize,
+        bias: Option<usize>,
+        d_h: &Self::Wide,
+        unit: &Self::Narrow,
+        width: usize,
+        rows: usize,
+    );
+    /// Adds each row of `d_x` `(T, width)` to its token's row of `gradients[at..]`; idle rows hold zeros.
     fn embed_backward(
         &self,
-        _gradients: &mut Self::Wide,
-        _at: usize,
-        _d_x: &Self::Wide,
-        _pass: &Self::Pass,
-        _width: usize,
-    ) {
-        frozen()
-    }
-    /// Adds each row of `d_x` `(T, width)` to its position's row of `gradients[at..]`.
+        gradients: &mut Self::Wide,
+        at: usize,
+        d_x: &Self::Wide,
+        pass: &Self::Pass,
+        width: usize,
+    );
+    /// Adds each row of `d_x` `(T, width)` to its position's row of `gradients[at..]`; idle rows hold zeros.
     fn positions_backward(
         &self,
-        _gradients: &mut Self::Wide,
-        _at: usize,
-        _d_x: &Self::Wide,
-        _pass: &Self::Pass,
-        _width: usize,
-    ) {
-        frozen()
-    }
+        gradients: &mut Self::Wide,
+        at: usize,
+        d_x: &Self::Wide,
+        pass: &Self::Pass,
+        width: usize,
+    );
     /// [`Backend::cross_entropy`], which also adds the gradient of the head to `gradients[at..]`.
     fn cross_entropy_with_head(
         &self,
-        _losses: &mut Self::Wide,
-        _d_h: &mut Self::Wide,
-        _gradients: (&mut Self::Wide, usize),
-        _h: &Self::Narrow,
-        _head: &Self::Matrix,
-        _pass: &Self::Pass,
-    ) {
-        frozen()
-    }
+        losses: &mut Self::Wide,
+        d_h: &mut Self::Wide,
+        gradients: (&mut Self::Wide, usize),
+        h: &Self::Narrow,
+        head: &Self::Matrix,
+        pass: &Self::Pass,
+    );
     /// Sum of squares, summed in f64 in a fixed order.
     fn square_sum(&self, values: &Self::Wide) -> f64;
     /// One step on `range` of the parameters; `gradients` are multiplied by `gradient_scale` first.
@@ -394,9 +379,4 @@ pub trait Backend: Sized + Send + Sync + 'static {
         range: std::ops::Range<usize>,
         step: &AdamW,
     );
-}
-
-/// The contract of [`Backend::trains_weights`] is broken.
-fn frozen() -> ! {
-    panic!("this device trains no weights")
 }

@@ -333,12 +333,16 @@ impl<E: Element> Backend for Cpu<E> {
         let h = &h[..pass.chosen.len() * head.cols()];
         cross_entropy::log_probs(&mut out[..pass.wanted.len()], h, head, &pass.wanted);
     }
-    fn trains_weights(&self) -> bool {
-        true
+    fn repack(&self, matrix: &mut PackedMatrix<E>, parameters: &Vec<f32>, at: usize, shared: Option<usize>) {
+        let values = &parameters[at..at + matrix.rows() * matrix.cols()];
+        let Some(shared) = shared else { return matrix.refill(values) };
+        let shared = &parameters[shared..shared + matrix.cols()];
+        let sums: Vec<f32> = values.iter().zip(shared.iter().cycle()).map(|(v, shared)| v + shared).collect();
+        matrix.refill(&sums);
     }
-    fn repack(&self, matrix: &mut PackedMatrix<E>, parameters: &Vec<f32>, at: usize) {
-        let len = matrix.rows() * matrix.cols();
-        matrix.refill(&parameters[at..at + len]);
+    fn take(&self, to: &mut Vec<f32>, from: &Vec<f32>, at: usize) {
+        let len = to.len();
+        to.copy_from_slice(&from[at..at + len]);
     }
     fn weight_backward(
         &self,

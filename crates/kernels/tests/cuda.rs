@@ -561,9 +561,15 @@ fn loss<B: Backend>(ops: &B, tree: &TreeLayout, vocabulary: usize, width: usize)
         (ops.wide(room), ops.wide(room * width), ops.wide(spec.wanted.len()));
     ops.cross_entropy(&mut losses, &mut d_h, &h, &head, &pass);
     ops.log_probs(&mut out, &h, &head, &pass);
+    let (mut with_head, mut d_h_with_head) = (ops.wide(room), ops.wide(room * width));
+    let mut gradients = wide(ops, 3 + vocabulary * width, &values(&mut random, 3 + vocabulary * width));
+    ops.cross_entropy_with_head(&mut with_head, &mut d_h_with_head, (&mut gradients, 3), &h, &head, &pass);
     vec![
         ("losses", read(ops, &losses, count), WIDE),
         ("d_h", read(ops, &d_h, count * width), NARROW),
+        ("losses with head", read(ops, &with_head, count), WIDE),
+        ("d_h with head", read(ops, &d_h_with_head, count * width), NARROW),
+        ("d_head", read(ops, &gradients, 3 + vocabulary * width), NARROW),
         ("log_probs", read(ops, &out, spec.wanted.len()), WIDE),
     ]
 }
@@ -574,6 +580,59 @@ fn losses_and_log_probabilities() {
         [(fan(5, 2, 4), 11, 6), (fan(46, 20, 24), 4999, 64), (fan(900, 1, 3000), 49152, 32)]
     {
         compare!(format!("{vocabulary} tokens"), |ops| loss(ops, &tree, vocabulary, width));
+    }
+}
+
+/// The gradients of weights that train, which lie anywhere, and the weights made of new values.
+fn trained_weights<B: Backend>(ops: &B, inputs: usize, outputs: usize, tree: &TreeLayout) -> Results {
+    let (mut random, vocabulary) = (Random(12), 64);
+    let spec = Spec::new(tree.clone(), vocabulary as u32);
+    let (pass, rows) = (spec.pass(ops), spec.tree.rows());
+    let room = ops.rows(&pass);
+    let zeros = matrix(ops, outputs, inputs, &vec![0.0; outputs * inputs]);
+    let linear = Linear::<B> { matrix: zeros, bias: None, inputs, outputs, slots: Vec::new(), adapter: None };
+    let x = narrow(ops, room * inputs, &values(&mut random, rows * inputs));
+    let d_y = narrow(ops, room * outputs, &values(&mut random, rows * outputs));
+    let d_h = wide(ops, room * inputs, &values(&mut random, rows * inputs));
+    let table = vocabulary * inputs;
+    let len = 3 + outputs * inputs + outputs + 2 * inputs + 2 * table;
+    let mut gradients = wide(ops, len, &values(&mut random, len));
+    let mut at = 3;
+    let mut place = |len: usize| {
+        at += len;
+        at - len
+    };
+    ops.weight_backward(&mut gradients, place(outputs * inputs), &x, &d_y, &linear, room);
+    ops.bias_backward(&mut gradients, place(outputs), &d_y, outputs, room);
+    let (weight, bias) = (place(inputs), place(inputs));
+    ops.norm_parameters_backward(&mut gradients, weight, Some(bias), &d_h, &x, inputs, room);
+    ops.norm_parameters_backward(&mut gradients, weight, None, &d_h, &x, inputs, room);
+    ops.embed_backward(&mut gradients, place(table), &d_h, &pass, inputs);
+    ops.positions_backward(&mut gradients, place(table), &d_h, &pass, inputs);
+
+    let parameters = wide(ops, len, &values(&mut random, len));
+    let mut replaced = matrix(ops, vocabulary, inputs, &vec![0.0; table]);
+    let (mut rows_of, mut rows_with, mut taken) =
+        (ops.wide(room * inputs), ops.wide(room * inputs), ops.wide(inputs));
+    ops.repack(&mut replaced, &parameters, 5, None);
+    ops.embed(&mut rows_of, &replaced, &pass);
+    ops.repack(&mut replaced, &parameters, 5, Some(1));
+    ops.embed(&mut rows_with, &replaced, &pass);
+    ops.take(&mut taken, &parameters, 7);
+    vec![
+        ("gradients", read(ops, &gradients, len), NARROW),
+        ("replaced", read(ops, &rows_of, rows * inputs), 1e-6),
+        ("replaced with a shared row", read(ops, &rows_with, rows * inputs), NARROW),
+        ("taken", read(ops, &taken, inputs), 0.0),
+    ]
+}
+
+#[test]
+fn weights_that_train() {
+    for (inputs, outputs, tree) in
+        [(10, 14, fan(5, 2, 4)), (64, 200, fan(46, 20, 24)), (576, 1536, fan(40, 30, 22))]
+    {
+        compare!(format!("{inputs} to {outputs}"), |ops| trained_weights(ops, inputs, outputs, &tree));
     }
 }
 

@@ -32,14 +32,6 @@ pub enum Error {
         /// What it does.
         problem: &'static str,
     },
-    /// A method that the device has no ops for.
-    #[error("--method {method} does not run on {device}")]
-    Method {
-        /// The method.
-        method: &'static str,
-        /// What would have run it.
-        device: String,
-    },
     /// A run that has no export of this kind.
     #[error("there is no export as `{target}`: {problem}")]
     Export {
@@ -165,7 +157,6 @@ impl Error {
             Self::NoTemplate { .. } => {
                 "use the model's instruct version, or a folder whose tokenizer_config.json has a chat_template"
             }
-            Self::Method { .. } => "use --device cpu, or another method",
             Self::Occupied { .. } => "name another folder with --out, or delete this one first",
             Self::NothingToResume { .. } => "leave --resume away to start a new run",
             Self::Unfinished { .. } => "finish it with `frontdesk train --resume --out FOLDER`",

@@ -83,9 +83,6 @@ pub fn train<B: Backend>(
         return train_linear(data, plan, out, observer);
     }
     let device = backend.name();
-    if method == Method::Full && !backend.trains_weights() {
-        return Err(Error::Method { method: method.name(), device });
-    }
     let tokenizer = base.tokenizer()?;
     let encoded = Encoded::new(data, &base, &tokenizer, recipe)?;
     let checkpoint = Checkpoint::hold(out, fingerprint(data, &base, &encoded, recipe)?)?;

@@ -230,7 +230,7 @@ impl Backend for Cuda {
         let len = rows * norm.width;
         let bias = norm.bias.as_ref().map_or(0, |bias| bias.first(norm.width));
         let (h, unit, weight) = (h.first(len), unit.first(len), norm.weight.first(norm.width));
-        // Only LoRA's gradients read it.
+        // Only the gradients of parameters read it.
         self.side.run(Lane::Gradients, &[unit], &[h], || {
             let args = args![h, unit, weight, bias, rows, norm.width];
             // SAFETY: the lengths were checked.
@@ -411,10 +411,59 @@ impl Backend for Cuda {
     }
 
     fn cross_entropy(&self, losses: &mut Wide, d_h: &mut Wide, h: &Narrow, head: &Matrix, pass: &Pass) {
-        self.loss(losses, d_h, h, head, pass);
+        self.loss(losses, d_h, None, h, head, pass);
     }
     fn log_probs(&self, out: &mut Wide, h: &Narrow, head: &Matrix, pass: &Pass) {
         self.log_probabilities(out, h, head, pass);
+    }
+    fn repack(&self, matrix: &mut Matrix, parameters: &Wide, at: usize, shared: Option<usize>) {
+        self.replace_values(matrix, parameters, at, shared);
+    }
+    fn take(&self, to: &mut Wide, from: &Wide, at: usize) {
+        self.copy_bytes(to.first(to.len), from.at(at, to.len), 4 * to.len);
+    }
+    fn weight_backward(
+        &self,
+        gradients: &mut Wide,
+        at: usize,
+        x: &Narrow,
+        d_y: &Narrow,
+        linear: &Linear<Self>,
+        rows: usize,
+    ) {
+        self.weight_gradient(gradients, at, [x, d_y], linear, rows);
+    }
+    fn bias_backward(&self, gradients: &mut Wide, at: usize, d_y: &Narrow, width: usize, rows: usize) {
+        self.bias_gradient(gradients, at, d_y, width, rows);
+    }
+    fn norm_parameters_backward(
+        &self,
+        gradients: &mut Wide,
+        weight: usize,
+        bias: Option<usize>,
+        d_h: &Wide,
+        unit: &Narrow,
+        width: usize,
+        rows: usize,
+    ) {
+        self.norm_gradients(gradients, (weight, bias), (d_h, unit), width, rows);
+    }
+    fn embed_backward(&self, gradients: &mut Wide, at: usize, d_x: &Wide, pass: &Pass, width: usize) {
+        self.table_gradient(gradients, at, d_x, pass.tokens, width);
+    }
+    fn positions_backward(&self, gradients: &mut Wide, at: usize, d_x: &Wide, pass: &Pass, width: usize) {
+        self.table_gradient(gradients, at, d_x, pass.positions, width);
+    }
+    fn cross_entropy_with_head(
+        &self,
+        losses: &mut Wide,
+        d_h: &mut Wide,
+        gradients: (&mut Wide, usize),
+        h: &Narrow,
+        head: &Matrix,
+        pass: &Pass,
+    ) {
+        self.loss(losses, d_h, Some(gradients), h, head, pass);
     }
     fn square_sum(&self, values: &Wide) -> f64 {
         let parts = self.scratch.take(Kind::Squares, 8 * SQUARES);

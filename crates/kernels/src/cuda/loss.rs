@@ -25,11 +25,14 @@ impl Cuda {
         &self,
         losses: &mut Values<f32>,
         d_h: &mut Values<f32>,
+        d_head: Option<(&mut Values<f32>, usize)>,
         h: &Values<bf16>,
         head: &Matrix,
         pass: &Pass,
     ) {
         let (vocabulary, width) = (head.rows(), head.cols());
+        let d_head = d_head.map(|(gradients, at)| gradients.at(at, vocabulary * width));
+        let read = h.first(pass.chosen * width);
         let (losses, d_h) = (losses.first(pass.chosen), d_h.first(pass.chosen * width));
         self.each_logits(h, head, pass.chosen, |logits| {
             let Logits { address, rows, stride } = logits;
@@ -63,6 +66,13 @@ impl Cuda {
                     self.products.run(Lane::Main, place, d_z, Operand::plain(weight, width), sizes, 1.0);
                 }
             });
+            if let Some(address) = d_head {
+                let place = Place { address, stride: width, wide: true, add: true };
+                let (d_z, sizes) = (Operand::transposed(d_z, stride), [vocabulary, width, count]);
+                let h = Operand::plain(read + 2 * (rows.start * width) as u64, width);
+                // SAFETY: as above; the gradient is as large as the head.
+                unsafe { self.products.run(Lane::Main, place, d_z, h, sizes, 1.0) }
+            }
         });
     }
 

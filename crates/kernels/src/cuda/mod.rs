@@ -22,6 +22,7 @@ mod program;
 mod record;
 mod scratch;
 mod side;
+mod weights;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -63,7 +64,20 @@ const PROGRAMS: [(&str, &str, &[&str]); 4] = [
             "add_bias_wide",
         ],
     ),
-    ("parameters", include_str!("source/parameters.cu"), &["adamw", "square_sum", "refresh"]),
+    (
+        "parameters",
+        include_str!("source/parameters.cu"),
+        &[
+            "adamw",
+            "square_sum",
+            "refresh",
+            "repack",
+            "sum_columns",
+            "sum_norm_columns",
+            "add_columns",
+            "add_rows",
+        ],
+    ),
     ("loss", include_str!("source/loss.cu"), &["cross_entropy", "log_sum_exp", "pick"]),
     ("blocks", include_str!("source/blocks.cu"), &["expand"]),
 ];

@@ -20,9 +20,11 @@ pub(super) enum Kind {
     Parts,
     /// Partial sums of squares.
     Squares,
+    /// Parts of the sums of columns.
+    ColumnSums,
 }
 
-const KINDS: usize = 7;
+const KINDS: usize = 8;
 
 /// All scratch of a device.
 #[derive(Debug)]

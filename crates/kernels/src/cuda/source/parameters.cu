@@ -78,3 +78,94 @@ extern "C" __global__ void refresh(const Layer* layers, u32 count, const f32* pa
             layer.b[at - a_len] = narrow(value);
     }
 }
+
+// The values of a matrix, rounded; `shared` is a row that is added to each, or null.
+extern "C" __global__ void repack(bf16* to, const f32* from, const f32* shared, u32 len, u32 width) {
+    u32 base = blockIdx.x * blockDim.x * LANES + threadIdx.x;
+#pragma unroll
+    for (u32 i = 0; i < LANES; i++) {
+        u32 at = base + i * blockDim.x;
+        if (at >= len) return;
+        to[at] = narrow(shared ? from[at] + shared[at % width] : from[at]);
+    }
+}
+
+// What a block of `sum_columns` sums.
+constexpr u32 SUM_COLUMNS = 32;
+constexpr u32 SUM_ROWS = 256;
+constexpr u32 SUM_WARPS = 8;
+
+// Of each chunk of rows and each column two parts: the sum of the values, and of the values times the factors.
+template <typename T>
+__device__ void sum_parts(f32* parts, const T* values, const bf16* factors, u32 rows, u32 width) {
+    __shared__ f32 found[2][SUM_WARPS][SUM_COLUMNS];
+    u32 tiles = (width + SUM_COLUMNS - 1) / SUM_COLUMNS, chunk = blockIdx.x / tiles;
+    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    u32 column = blockIdx.x % tiles * SUM_COLUMNS + lane;
+    u32 end = min(rows, (chunk + 1) * SUM_ROWS);
+    f32 sum = 0.0f, product = 0.0f;
+    if (column < width)
+        for (u32 row = chunk * SUM_ROWS + warp; row < end; row += SUM_WARPS) {
+            u64 at = u64(row) * width + column;
+            f32 value = read_one(values + at);
+            sum += value;
+            if (factors) product = fmaf(value, widen(factors[at]), product);
+        }
+    found[0][warp][lane] = sum, found[1][warp][lane] = product;
+    __syncthreads();
+    if (warp < 2 && column < width) {
+        f32 total = 0.0f;
+        for (u32 i = 0; i < SUM_WARPS; i++) total += found[warp][i][lane];
+        parts[(u64(chunk) * 2 + warp) * width + column] = total;
+    }
+}
+
+extern "C" __global__ void sum_columns(f32* parts, const bf16* values, const bf16* factors, u32 rows, u32 width) {
+    sum_parts(parts, values, factors, rows, width);
+}
+
+extern "C" __global__ void sum_norm_columns(f32* parts, const f32* values, const bf16* factors, u32 rows, u32 width) {
+    sum_parts(parts, values, factors, rows, width);
+}
+
+extern "C" __global__ void add_columns(f32* sums, f32* products, const f32* parts, u32 chunks, u32 width) {
+    u32 column = blockIdx.x * blockDim.x + threadIdx.x;
+    if (column >= width) return;
+    f32 sum = 0.0f, product = 0.0f;
+    for (u32 chunk = 0; chunk < chunks; chunk++) {
+        const f32* part = parts + u64(chunk) * 2 * width + column;
+        sum += part[0], product += part[width];
+    }
+    if (sums) sums[column] += sum;
+    if (products) products[column] += product;
+}
+
+// `to[index[t]] += from[t]`: a block for each row, of which the first that names an index adds all that do, in order.
+extern "C" __global__ void __launch_bounds__(128) add_rows(f32* to, const f32* from, const u32* index, u32 rows, u32 width) {
+    __shared__ u32 found[128], counts[4];
+    u32 own = blockIdx.x, target = index[own], lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    bool earlier = false;
+    for (u32 row = threadIdx.x; row < own; row += blockDim.x) earlier |= index[row] == target;
+    if (__syncthreads_or(earlier)) return;
+    to += u64(target) * width;
+    for (u32 first = own; first < rows; first += blockDim.x) {
+        u32 row = first + threadIdx.x;
+        bool hit = row < rows && index[row] == target;
+        u32 hits = __ballot_sync(0xffffffffu, hit);
+        if (lane == 0) counts[warp] = __popc(hits);
+        __syncthreads();
+        u32 place = __popc(hits & ((1u << lane) - 1)), total = 0;
+        for (u32 i = 0; i < 4; i++) {
+            if (i < warp) place += counts[i];
+            total += counts[i];
+        }
+        if (hit) found[place] = row;
+        __syncthreads();
+        if (total == 0) continue;
+        for (u32 c = threadIdx.x; c < width; c += blockDim.x) {
+            f32 sum = to[c];
+            for (u32 i = 0; i < total; i++) sum += from[u64(found[i]) * width + c];
+            to[c] = sum;
+        }
+    }
+}
