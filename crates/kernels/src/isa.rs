@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 pub enum Isa {
     /// Plain Rust: the reference path.
     Scalar,
-    /// 128-bit vectors of Arm.
+    /// 128-bit vectors of Arm, with dot products of bytes (Armv8.2, about 2018 and later).
     Neon,
     /// AVX2 with FMA.
     Avx2,
@@ -41,8 +41,11 @@ impl Isa {
             }
         }
         #[cfg(target_arch = "aarch64")]
-        if std::arch::is_aarch64_feature_detected!("neon") {
-            return Self::Neon;
+        {
+            use std::arch::is_aarch64_feature_detected as has;
+            if has!("neon") && has!("dotprod") {
+                return Self::Neon;
+            }
         }
         Self::Scalar
     }

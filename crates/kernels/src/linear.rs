@@ -15,6 +15,8 @@ mod gradient;
 pub(crate) mod kernel;
 mod matrix;
 mod merge;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub mod nf4;
 mod peak;
 mod portable;

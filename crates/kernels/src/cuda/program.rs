@@ -141,7 +141,8 @@ fn compile(source: &str, options: &[String]) -> Result<Vec<u8>, String> {
         });
         let compiled = compiled.map_err(|error| {
             let log = nvrtc::get_program_log(program).unwrap_or_default();
-            let log = log.iter().map(|&c: &c_char| c as u8).take_while(|&c| c != 0).collect::<Vec<u8>>();
+            let log =
+                log.iter().map(|c: &c_char| c.to_ne_bytes()[0]).take_while(|&c| c != 0).collect::<Vec<u8>>();
             format!("{error}\n{}", String::from_utf8_lossy(&log))
         });
         let _ = nvrtc::destroy_program(program);

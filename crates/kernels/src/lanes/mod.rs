@@ -17,6 +17,8 @@ use crate::{Element, Isa, isa};
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 /// The most lanes that any vector has.
@@ -49,6 +51,8 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 => unsafe { avx2::Avx2::new() }.outline(kernel),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => neon::Neon.outline(kernel),
         _ => portable::Portable.outline(kernel),
     }
 }

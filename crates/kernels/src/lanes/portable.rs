@@ -1,4 +1,4 @@
-//! Arrays that the compiler may or may not turn into vectors: the plain path, and that of Arm for now.
+//! Arrays that the compiler may or may not turn into vectors: the plain path.
 
 use half::bf16;
 

@@ -8,6 +8,8 @@
 use std::ops::Range;
 
 use super::kernel::{COLUMNS, Compute, Multiply, ROWS, Tile};
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 use super::product::{Left, Right, RowPanels, multiply, pack_rows};
 use super::words::Scratch;
 use super::{PackedMatrix, Sink, Target, portable};
@@ -40,6 +42,8 @@ impl Multiply for Bytes {
             Isa::Avx512Bf16 => avx512::tile::<Self>,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::tile::<Self>,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::tile::<Self>,
             _ => portable::tile::<Self>,
         }
     }

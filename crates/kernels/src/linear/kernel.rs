@@ -9,6 +9,8 @@
 use half::bf16;
 
 use super::blocks::BlockFormat;
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 use super::portable;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
@@ -88,6 +90,7 @@ pub trait Compute: Multiply<Sum = f32> + bytemuck::Pod + Default {
 }
 
 /// Compiles loops of [`portable`] for an instruction set.
+#[cfg(target_arch = "x86_64")]
 macro_rules! widened {
     ($features:literal: $(fn $name:ident $(<$e:ident>)? ($($arg:ident: $type:ty),*) $(-> $out:ty)?;)*) => {
         $(pub(super) fn $name$(<$e: Compute>)?($($arg: $type),*) $(-> $out)? {
@@ -100,6 +103,7 @@ macro_rules! widened {
         })*
     };
 }
+#[cfg(target_arch = "x86_64")]
 pub(super) use widened;
 
 macro_rules! kernels {
@@ -131,6 +135,8 @@ macro_rules! choose {
             Isa::Avx512Bf16 => &const { kernels!($element, avx512) },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &const { kernels!($element, avx2) },
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => &const { kernels!($element, neon) },
             _ => &const { kernels!($element, portable) },
         }
     };

@@ -1,4 +1,4 @@
-//! The kernels in plain Rust: for Arm, where the compiler turns them into NEON, and as building blocks elsewhere.
+//! The kernels in plain Rust: where nothing wider is, and as building blocks elsewhere.
 
 #![allow(clippy::inline_always)] // into functions compiled for wider instruction sets
 
