@@ -111,7 +111,7 @@ impl Rows {
         if head.is_bytes() {
             return Self::Bytes(Rounded::new(rows.rows, head.cols(), row));
         }
-        let k_words = head.cols().div_ceil(E::PAIR);
+        let k_words = head.cols().div_ceil(E::pair());
         let mut packed = Scratch::take(rows.rows * k_words);
         for panel in 0..rows.count {
             let of = rows.rows_of(panel);
@@ -218,7 +218,7 @@ impl Logits {
         weights: &[f32],
     ) {
         let (kernels, rows, stride, vocabulary) = (E::kernels(), self.rows, self.stride, self.vocabulary);
-        let k_words = vocabulary.div_ceil(E::PAIR);
+        let k_words = vocabulary.div_ceil(E::pair());
         let mut packed = Scratch::take(rows.rows * k_words);
         let shared = Shared::new(&mut packed);
         let values = Shared::new(bytemuck::cast_slice_mut::<u32, f32>(&mut self.values));
@@ -246,7 +246,7 @@ impl Logits {
                     d_z.copy_from_slice(&out[..columns.len()]);
                 }
             }
-            let words = |column: usize| panel.start * k_words + column.div_ceil(E::PAIR) * panel.len();
+            let words = |column: usize| panel.start * k_words + column.div_ceil(E::pair()) * panel.len();
             // SAFETY: as above, in the packed order.
             let out = unsafe { shared.range(words(columns.start)..words(columns.end)) };
             let row = |t: usize| &rounded[(t - panel.start) * SEGMENT..][..columns.len()];

@@ -49,6 +49,6 @@ pub fn round<E: Element>(to: &mut [E], from: &[f32]) {
 pub fn widen<E: Element>(to: &mut [f32], from: &[E]) {
     assert_eq!(to.len(), from.len());
     pool::for_each_chunk(to, 1 << 16, |i, to| {
-        to.iter_mut().zip(&from[i << 16..]).for_each(|(to, from)| *to = from.to_f32());
+        (E::kernels().widen)(to, &from[i << 16..][..to.len()]);
     });
 }

@@ -189,8 +189,8 @@ impl<E: Element> Pass<'_, E> {
         if rows == 0 {
             return;
         }
-        let k_words = self.inputs.div_ceil(E::PAIR);
-        let mid_words = self.slots.iter().map(|slot| slot.rank.div_ceil(E::PAIR)).sum();
+        let k_words = self.inputs.div_ceil(E::pair());
+        let mid_words = self.slots.iter().map(|slot| slot.rank.div_ceil(E::pair())).sum();
         let mut packed = Scratch::take(rows * k_words);
         let mut packed_mid = Scratch::take(rows * mid_words);
         self.pack(&mut packed, &mut packed_mid, mid);
@@ -243,7 +243,7 @@ impl<E: Element> Pass<'_, E> {
                     (kernels.narrow)(&mut mid[first + columns.start..][..columns.len()], values);
                 }
             }
-            let words = slot.rank.div_ceil(E::PAIR);
+            let words = slot.rank.div_ceil(E::pair());
             let out = &mut packed_mid[first_word * rows..][..words * rows];
             pack_rows(kernels, out, 0..rows, |t| &mid[t * width + first..][..slot.rank]);
             (first, first_word) = (first + slot.rank, first_word + words);

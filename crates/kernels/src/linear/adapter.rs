@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::Slot;
-use super::kernel::{COLUMNS, Compute};
+use super::kernel::{COLUMNS, Compute, operand_value};
 use super::matrix::pack_columns;
 use super::product::Extra;
 use super::words::{Scratch, Words};
@@ -85,14 +85,14 @@ impl<E: Element> PackedAdapter<E> {
         if self.shape.as_ref().is_none_or(|(s, i)| s != slots || *i != inputs) {
             self.lay_out(slots, inputs);
         }
-        let mut mid = 0;
+        let (mut mid, pair) = (0, E::pair());
         for (index, slot) in slots.iter().enumerate() {
-            let mid_words = slot.rank.div_ceil(E::PAIR);
+            let mid_words = slot.rank.div_ceil(pair);
             round(&parameters[slot.a..][..slot.rank * inputs], 0, |a: &[E]| {
                 self.write_a(index, a, inputs, mid);
             });
             // Row pairs of B begin at even rows of the layer.
-            let skip = slot.rows.start % E::PAIR;
+            let skip = slot.rows.start % pair;
             round(&parameters[slot.b..][..slot.rows.len() * slot.rank], skip * slot.rank, |b: &[E]| {
                 self.write_b(index, slot, b, skip, mid);
             });
@@ -107,8 +107,8 @@ impl<E: Element> PackedAdapter<E> {
         let read = |down: &Down, k: usize, r: usize| {
             let (columns, width, words) =
                 down.pieces().find(|(columns, ..)| columns.contains(&r)).expect("a column");
-            let word = (k / E::PAIR - down.k.start) * width + r - columns.start;
-            bytemuck::cast_slice::<u32, E>(words)[word * E::PAIR + k % E::PAIR].to_f32()
+            let word = (k / E::pair() - down.k.start) * width + r - columns.start;
+            operand_value::<E>(words[word], k)
         };
         let (a, b) = (&self.forward.down[index], &self.backward.down[index]);
         let a = (0..slot.rank).flat_map(|r| (0..*inputs).map(move |i| read(a, i, r))).collect();
@@ -118,14 +118,14 @@ impl<E: Element> PackedAdapter<E> {
 
     fn lay_out(&mut self, slots: &[Slot], inputs: usize) {
         self.shape = Some((slots.to_vec(), inputs));
-        let (mut mids, mut mid) = (Vec::new(), 0);
+        let (mut mids, mut mid, pair) = (Vec::new(), 0, E::pair());
         for slot in slots {
-            mids.push(mid..mid + slot.rank.div_ceil(E::PAIR));
-            mid += slot.rank.div_ceil(E::PAIR);
+            mids.push(mid..mid + slot.rank.div_ceil(pair));
+            mid += slot.rank.div_ceil(pair);
         }
-        let input_words = inputs.div_ceil(E::PAIR);
+        let input_words = inputs.div_ceil(pair);
         self.forward.down = slots.iter().map(|slot| Down::zeros(0..input_words, slot.rank)).collect();
-        let output_words = |rows: &Range<usize>| rows.start / E::PAIR..rows.end.div_ceil(E::PAIR);
+        let output_words = |rows: &Range<usize>| rows.start / pair..rows.end.div_ceil(pair);
         self.backward.down =
             slots.iter().map(|slot| Down::zeros(output_words(&slot.rows), slot.rank)).collect();
 

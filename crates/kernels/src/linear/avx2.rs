@@ -1,4 +1,4 @@
-//! The kernels with AVX2 and FMA: bf16 is widened, of the left operand once for all columns of a tile.
+//! The kernels with AVX2 and FMA: operands of bf16 are f32 words, widened when they are packed.
 
 #![allow(clippy::wildcard_imports)] // intrinsics name themselves
 
@@ -9,8 +9,10 @@ use bytemuck::Zeroable;
 
 use super::blocks::BlockFormat;
 use super::kernel::{COLUMNS, Compute, Multiply, ROWS, Segment, widened};
+use super::nf4::LEVELS;
+use super::portable;
 
-/// Words of `a` that are split at a time: with the words of `b` that they meet, they stay in the first-level cache.
+/// Words of `a` whose bytes are split at a time: with the words of `b` that they meet, they stay in the first-level cache.
 const STEP: usize = 64;
 
 pub(super) fn tile<M: Multiply>(
@@ -40,8 +42,10 @@ pub(super) fn tile<M: Multiply>(
 /// `rows <= ROWS`.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn add_segment<M: Multiply>(c: *mut f32, segment: &Segment<'_>, rows: usize, width: usize) {
-    // Six rows of sixteen columns fill the registers; the halves of the columns need two more.
-    let most = if M::PAIR > 1 { 4 } else { 6 };
+    // Six rows of sixteen columns fill the registers; the halves of the columns need two more. Parts as even as can be:
+    // fewer than four rows do not keep the multipliers busy.
+    let most: usize = if M::PAIR > 1 { 4 } else { 6 };
+    let most = rows.div_ceil(rows.div_ceil(most));
     let step = if M::PAIR > 1 { STEP } else { segment.words.max(1) };
     let mut halves = MaybeUninit::<[[u32; STEP * ROWS]; 2]>::uninit();
     let lower = halves.as_mut_ptr().cast::<u32>();
@@ -121,7 +125,7 @@ unsafe fn part<M: Multiply, const R: usize>(
         }
         for _ in 0..words {
             let columns = [_mm256_loadu_si256(b.cast()), _mm256_loadu_si256(b.add(8).cast())];
-            for (half, a) in a.iter().enumerate().take(M::PAIR) {
+            for (half, a) in a.iter().enumerate().take(M::PAIR.min(2)) {
                 let columns = columns.map(|columns| right_half::<M>(columns, half));
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let row = _mm256_set1_epi32(a.add(r).read() as i32);
@@ -139,15 +143,14 @@ unsafe fn part<M: Multiply, const R: usize>(
     }
 }
 
-/// The lower (0) or upper (1) half of words of `a`: of two bf16 one widened to f32, of four signed bytes every second
-/// one widened to 16 bits.
+/// Words of f32 as they are; of four signed bytes the even (0) or odd (1) ones, widened to 16 bits.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn left_half<M: Multiply>(words: __m256i, half: usize) -> __m256i {
     match (M::PAIR, half) {
-        (4, 0) => _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(words)),
-        (4, _) => _mm256_srai_epi16::<8>(words),
-        _ => bf16_half::<M>(words, half),
+        (1, _) => words,
+        (_, 0) => _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(words)),
+        _ => _mm256_srai_epi16::<8>(words),
     }
 }
 
@@ -156,19 +159,9 @@ fn left_half<M: Multiply>(words: __m256i, half: usize) -> __m256i {
 #[target_feature(enable = "avx2,fma")]
 fn right_half<M: Multiply>(words: __m256i, half: usize) -> __m256i {
     match (M::PAIR, half) {
-        (4, 0) => _mm256_and_si256(words, _mm256_set1_epi16(0xff)),
-        (4, _) => _mm256_srli_epi16::<8>(words),
-        _ => bf16_half::<M>(words, half),
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn bf16_half<M: Multiply>(words: __m256i, half: usize) -> __m256i {
-    match (M::PAIR, half) {
         (1, _) => words,
-        (_, 0) => _mm256_slli_epi32::<16>(words),
-        _ => _mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32)),
+        (_, 0) => _mm256_and_si256(words, _mm256_set1_epi16(0xff)),
+        _ => _mm256_srli_epi16::<8>(words),
     }
 }
 
@@ -186,11 +179,9 @@ fn multiply_add<M: Multiply>(sum: __m256, a: __m256i, b: __m256i) -> __m256 {
 
 widened! {
     "avx2,fma":
-    fn pack<E>(out: &mut [u32], stride: usize, rows: &[&[E]]);
-    fn weave<E>(out: &mut [u32], stride: usize, from: &[E], from_stride: usize, rows: usize, cols: usize);
     fn turn<E>(out: &mut [u32], block: &[u32]);
-    fn expand<E>(out: &mut [u32], block: &[u8], format: BlockFormat);
     fn narrow<E>(out: &mut [E], values: &[f32]);
+    fn widen<E>(out: &mut [f32], values: &[E]);
     fn add(out: &mut [f32], values: &[f32]);
     fn scale(values: &mut [f32], factor: f32);
     fn max(values: &[f32]) -> f32;
@@ -199,6 +190,150 @@ widened! {
     fn from_sums(out: &mut [f32], sums: &[i32], start: i32, factor: f32, scales: &[f32]);
     fn peaks(peaks: &mut [f32; COLUMNS], values: &[f32]);
     fn weave_bytes(out: &mut [u32], values: &[f32], factors: &[f32; COLUMNS]);
+}
+
+pub(super) fn expand<E: Compute>(out: &mut [u32], block: &[u8], format: BlockFormat) {
+    assert!(out.len() >= COLUMNS * COLUMNS && block.len() == 4 * format.words());
+    // SAFETY: this table is only in use on processors with these instructions; both slices hold a block, as just checked.
+    unsafe { expand_block::<E>(out.as_mut_ptr().cast(), block.as_ptr(), format) };
+}
+
+/// # Safety
+/// `block` holds a stored block, `out` has room for its values.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn expand_block<E: Compute>(out: *mut f32, block: *const u8, format: BlockFormat) {
+    // SAFETY: all offsets lie within the blocks.
+    unsafe {
+        let quants = block.add(format.head());
+        let levels = [_mm256_loadu_ps(LEVELS.as_ptr()), _mm256_loadu_ps(LEVELS.as_ptr().add(8))];
+        for first in (0..COLUMNS).step_by(8) {
+            let halves = |at: usize| _mm256_cvtph_ps(_mm_loadu_si128(block.add(2 * at).cast()));
+            let d = match format {
+                BlockFormat::Nf4 => _mm256_loadu_ps(block.add(4 * first).cast()),
+                _ => halves(first),
+            };
+            let m = match format {
+                BlockFormat::Q4_0 => _mm256_mul_ps(d, _mm256_set1_ps(-8.0)),
+                BlockFormat::Q4_1 => halves(COLUMNS + first),
+                BlockFormat::Q8_0 | BlockFormat::Nf4 => _mm256_setzero_ps(),
+            };
+            for pair in 0..COLUMNS / 2 {
+                let bytes = |row: usize| _mm_loadl_epi64(quants.add(row * COLUMNS + first).cast());
+                let both = if format == BlockFormat::Q8_0 {
+                    [0, 1].map(|i| _mm256_cvtepi8_epi32(bytes(2 * pair + i)))
+                } else {
+                    let both = _mm256_cvtepu8_epi32(bytes(pair));
+                    [_mm256_and_si256(both, _mm256_set1_epi32(15)), _mm256_srli_epi32::<4>(both)]
+                };
+                for (i, quants) in both.into_iter().enumerate() {
+                    let quants = if format == BlockFormat::Nf4 {
+                        let [low, high] = levels.map(|levels| _mm256_permutevar8x32_ps(levels, quants));
+                        _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(quants)))
+                    } else {
+                        _mm256_cvtepi32_ps(quants)
+                    };
+                    // The product is exact, or nothing is added: fused or not, the bits are the same.
+                    let values = _mm256_fmadd_ps(quants, d, m);
+                    _mm256_storeu_ps(out.add((2 * pair + i) * COLUMNS + first), rounded::<E>(values));
+                }
+            }
+        }
+    }
+}
+
+/// Rounded to `E`, ties to even.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn rounded<E: Compute>(values: __m256) -> __m256 {
+    if E::PAIR == 1 {
+        return values;
+    }
+    let bits = _mm256_castps_si256(values);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    let up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+    let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(values, values);
+    let chosen = _mm256_blendv_ps(_mm256_castsi256_ps(up), _mm256_castsi256_ps(quiet), nan);
+    _mm256_and_ps(chosen, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32 as i32)))
+}
+
+pub(super) fn weave<E: Compute>(
+    out: &mut [u32],
+    stride: usize,
+    from: &[E],
+    from_stride: usize,
+    rows: usize,
+    cols: usize,
+) {
+    for t in 0..rows {
+        widen(bytemuck::cast_slice_mut(&mut out[t * stride..][..cols]), &from[t * from_stride..][..cols]);
+    }
+}
+
+pub(super) fn pack<E: Compute>(out: &mut [u32], stride: usize, rows: &[&[E]]) {
+    let k = rows.first().map_or(0, |row| row.len());
+    assert!(rows.iter().all(|row| row.len() == k) && rows.len() <= stride);
+    assert!(k == 0 || (k - 1) * stride + rows.len() <= out.len());
+    // SAFETY: this table is only in use on processors with these instructions; `out` holds `rows.len()` words for each
+    // of `k` places, `stride` apart, as just checked.
+    unsafe { pack_rows(out.as_mut_ptr().cast(), stride, rows, k) };
+}
+
+/// # Safety
+/// All rows hold `k` values; `out` holds `rows.len()` of them for each, `stride` apart.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn pack_rows<E: Compute>(out: *mut f32, stride: usize, rows: &[&[E]], k: usize) {
+    let mut first = 0;
+    while first < rows.len() {
+        // Four rows at a time; the last four begin earlier, and fewer are written one value at a time.
+        let (count, from) = (rows.len().min(4), first.min(rows.len().saturating_sub(4)));
+        let whole = if count == 4 { k / 8 * 8 } else { 0 };
+        // SAFETY: eight values from `at` on lie in each row, and four words at each of their places in `out`.
+        unsafe {
+            for at in (0..whole).step_by(8) {
+                let [a, b, c, d] = std::array::from_fn(|r| load::<E>(rows[from + r].as_ptr().add(at)));
+                let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+                let (low2, high2) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+                // Places 0 and 4, 1 and 5, and so on.
+                let places = [
+                    _mm256_shuffle_ps::<0x44>(low, low2),
+                    _mm256_shuffle_ps::<0xee>(low, low2),
+                    _mm256_shuffle_ps::<0x44>(high, high2),
+                    _mm256_shuffle_ps::<0xee>(high, high2),
+                ];
+                for (i, both) in places.into_iter().enumerate() {
+                    let to = out.add((at + i) * stride + from);
+                    _mm_storeu_ps(to, _mm256_castps256_ps128(both));
+                    _mm_storeu_ps(to.add(4 * stride), _mm256_extractf128_ps::<1>(both));
+                }
+            }
+        }
+        for (r, row) in rows.iter().enumerate().skip(from).take(count) {
+            for (at, value) in row.iter().enumerate().skip(whole) {
+                // SAFETY: the place is in range.
+                unsafe { out.add(at * stride + r).write(portable::wide(*value)) };
+            }
+        }
+        first += 4;
+    }
+}
+
+/// Eight values, widened.
+///
+/// # Safety
+/// They are readable.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn load<E: Compute>(from: *const E) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if E::PAIR == 2 {
+            let values = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(values))
+        } else {
+            _mm256_loadu_ps(from.cast())
+        }
+    }
 }
 
 pub(super) fn spin<E: Compute>(rounds: usize) -> usize {

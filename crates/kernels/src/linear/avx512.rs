@@ -73,6 +73,7 @@ pub(super) fn tile<M: Multiply>(
 
 widened! {
     "avx512f,avx512bw,avx512vl,avx512bf16":
+    fn widen<E>(out: &mut [f32], values: &[E]);
     fn add(out: &mut [f32], values: &[f32]);
     fn scale(values: &mut [f32], factor: f32);
     fn max(values: &[f32]) -> f32;

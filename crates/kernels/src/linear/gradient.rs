@@ -127,7 +127,7 @@ impl RankPanel {
 
 /// The left operand: `mid^T` in panels of ranks.
 fn weave_ranks<E: Element>(mid: &[E], width: usize, rows: usize, panels: &[RankPanel]) -> Scratch {
-    let k_words = rows.div_ceil(E::PAIR);
+    let k_words = rows.div_ceil(E::pair());
     let mut words = Scratch::take(width * k_words);
     let shared = Shared::new(&mut words);
     pool::run(panels.len(), &|i| {
@@ -159,7 +159,7 @@ fn sum_rows<E: Element>(
     if panels.is_empty() {
         return;
     }
-    let left = Left { words: left, k_words: rows.div_ceil(E::PAIR) };
+    let left = Left { words: left, k_words: rows.div_ceil(E::pair()) };
     let parts = group.clone().step_by(COLUMNS).map(|first| first..group.end.min(first + COLUMNS));
     let parts: Vec<Range<usize>> = parts.collect();
     let chunk = CHUNK.min(left.k_words);
@@ -174,7 +174,7 @@ fn sum_rows<E: Element>(
         let k = first..left.k_words.min(first + chunk);
         // A few rows at a time, so that the processor sees each row's lines follow each other.
         for at in k.clone().step_by(STEP) {
-            let (t, end) = (at * E::PAIR, rows.min((at + STEP).min(k.end) * E::PAIR));
+            let (t, end) = (at * E::pair(), rows.min((at + STEP).min(k.end) * E::pair()));
             for (columns, words) in parts.iter().zip(scratch.chunks_exact_mut(chunk * COLUMNS)) {
                 let words = &mut words[(at - k.start) * COLUMNS..];
                 let from = &from[t * width + columns.start..];

@@ -1,10 +1,11 @@
 //! What a processor's instruction set gives to the products: one table of functions for each element type.
 //!
 //! Everything packed is made of 32-bit words: one f32, two bf16 or four bytes that follow each other along the summed
-//! dimension `k` (the lowest bits first). A product is `C = A B`: rows of `A` come in panels of up to [`ROWS`], packed
-//! `[k words][rows]`; columns of `B` in panels of [`COLUMNS`], packed `[k words][COLUMNS]`. Each value of `C` is one
-//! chain of multiply-adds along `k`, whatever stands in the other rows: that is why a row's result does not depend
-//! on its neighbours.
+//! dimension `k` (the lowest bits first). Where an instruction set has no products of bf16, operands of that type may be
+//! f32 too, widened when they are packed: [`Compute::pair`] says so. A product is `C = A B`: rows of `A` come in panels
+//! of up to [`ROWS`], packed `[k words][rows]`; columns of `B` in panels of [`COLUMNS`], packed `[k words][COLUMNS]`.
+//! Each value of `C` is one chain of multiply-adds along `k`, whatever stands in the other rows: that is why a row's
+//! result does not depend on its neighbours.
 
 use half::bf16;
 
@@ -36,7 +37,7 @@ pub(crate) type Tile<S> = fn(&mut [S], bool, &[Segment<'_>], usize, usize);
 
 /// What a word holds and how two words multiply.
 pub trait Multiply {
-    /// Values in a 32-bit word.
+    /// Values that fit a 32-bit word.
     const PAIR: usize;
     /// What products are summed in.
     type Sum: bytemuck::Pod;
@@ -48,6 +49,8 @@ pub trait Multiply {
 
 /// The functions of one instruction set for one element type.
 pub struct Kernels<E> {
+    /// See [`Compute::pair`].
+    pub(crate) pair: usize,
     /// See [`Tile`].
     pub(crate) tile: Tile<f32>,
     /// `out[k word][row]` from up to 16 rows of values along `k`; the second argument is the distance of k words.
@@ -61,6 +64,8 @@ pub struct Kernels<E> {
     pub(crate) expand: fn(&mut [u32], &[u8], BlockFormat),
     /// Rounds.
     pub(crate) narrow: fn(&mut [E], &[f32]),
+    /// The same values, exactly.
+    pub(crate) widen: fn(&mut [f32], &[E]),
     /// Adds the second to the first.
     pub(crate) add: fn(&mut [f32], &[f32]),
     /// Multiplies by a factor.
@@ -85,6 +90,10 @@ pub struct Kernels<E> {
 pub trait Compute: Multiply<Sum = f32> + bytemuck::Pod + Default {
     /// The functions of the instruction set in use.
     fn kernels() -> &'static Kernels<Self>;
+    /// Values in a word of an operand: [`Multiply::PAIR`], or one where the instruction set multiplies f32 alone.
+    fn pair() -> usize {
+        Self::kernels().pair
+    }
     /// Rounds to nearest, ties to even, without branches.
     fn round(value: f32) -> Self;
 }
@@ -107,14 +116,16 @@ macro_rules! widened {
 pub(super) use widened;
 
 macro_rules! kernels {
-    ($element:ty, $module:ident) => {
+    ($element:ty, $module:ident, $operand:ty) => {
         Kernels::<$element> {
-            tile: $module::tile::<$element>,
+            pair: <$operand>::PAIR,
+            tile: $module::tile::<$operand>,
             pack: $module::pack::<$element>,
             weave: $module::weave::<$element>,
-            turn: $module::turn::<$element>,
+            turn: $module::turn::<$operand>,
             expand: $module::expand::<$element>,
             narrow: $module::narrow::<$element>,
+            widen: $module::widen::<$element>,
             add: $module::add,
             scale: $module::scale,
             max: $module::max,
@@ -132,12 +143,12 @@ macro_rules! choose {
     ($element:ty) => {
         match isa::current() {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => &const { kernels!($element, avx512) },
+            Isa::Avx512Bf16 => &const { kernels!($element, avx512, $element) },
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => &const { kernels!($element, avx2) },
+            Isa::Avx2 => &const { kernels!($element, avx2, f32) },
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => &const { kernels!($element, neon) },
-            _ => &const { kernels!($element, portable) },
+            Isa::Neon => &const { kernels!($element, neon, $element) },
+            _ => &const { kernels!($element, portable, $element) },
         }
     };
 }
@@ -184,6 +195,12 @@ impl Compute for bf16 {
         let quiet = bits >> 16 | 0x40;
         Self::from_bits(if value.is_nan() { quiet } else { rounded } as u16)
     }
+}
+
+/// The value of place `k` along the sum in the operand word that holds it.
+pub(super) fn operand_value<E: Compute>(word: u32, k: usize) -> f32 {
+    // Whatever the type, a word of its own holds f32.
+    if E::pair() == 1 { f32::from_bits(word) } else { f32::from_bits(word >> (k % 2 * 16) << 16) }
 }
 
 /// Two values rounded to a word of bf16.

@@ -24,7 +24,7 @@ pub struct PackedMatrix<E> {
 /// What a block holds.
 #[derive(Debug, Clone)]
 pub(super) enum Form {
-    /// Values of the compute type, `[k word][32]`.
+    /// Values of the compute type, in the order of operand words `[k word][32]`.
     Values,
     /// Quants.
     Blocks(BlockFormat),
@@ -33,9 +33,6 @@ pub(super) enum Form {
 }
 
 impl<E: Element> PackedMatrix<E> {
-    /// `k` words of an expanded block.
-    const BLOCK: usize = COLUMNS / E::PAIR;
-
     /// Builds the matrix; `read(row, out)` fills one row.
     pub fn new(rows: usize, cols: usize, read: &mut dyn FnMut(usize, &mut [f32])) -> Self {
         let mut matrix = Self::zeros(rows, cols, Form::Values);
@@ -115,9 +112,11 @@ impl<E: Element> PackedMatrix<E> {
             let mut values = [E::default(); COLUMNS];
             match &self.form {
                 Form::Values => {
-                    let words = bytemuck::cast_slice::<u32, E>(words).chunks_exact(COLUMNS * E::PAIR);
-                    for (values, words) in values.chunks_exact_mut(E::PAIR).zip(words) {
-                        values.copy_from_slice(&words[n * E::PAIR..][..E::PAIR]);
+                    let (words, pair) = (bytemuck::cast_slice::<u32, E>(words), E::pair());
+                    for (values, words) in
+                        values.chunks_exact_mut(pair).zip(words.chunks_exact(COLUMNS * pair))
+                    {
+                        values.copy_from_slice(&words[n * pair..][..pair]);
                     }
                 }
                 Form::Blocks(format) => values = format.read(bytemuck::cast_slice(words), n),
@@ -177,10 +176,12 @@ impl<E: Element> PackedMatrix<E> {
         let words = self.block(panel, block);
         match &self.form {
             Form::Values => {
-                let words = bytemuck::cast_slice::<u32, E>(words).chunks_exact(COLUMNS * E::PAIR);
-                for (out, words) in out.chunks_exact_mut(COLUMNS * E::PAIR).zip(words) {
+                let (words, pair) = (bytemuck::cast_slice::<u32, E>(words), E::pair());
+                for (out, words) in
+                    out.chunks_exact_mut(COLUMNS * pair).zip(words.chunks_exact(COLUMNS * pair))
+                {
                     for (i, value) in words.iter().enumerate() {
-                        out[i % E::PAIR * COLUMNS + i / E::PAIR] = value.to_f32();
+                        out[i % pair * COLUMNS + i / pair] = value.to_f32();
                     }
                 }
             }
@@ -195,10 +196,19 @@ impl<E: Element> PackedMatrix<E> {
             }
         }
     }
+    /// Writes a block as operands, `[k word][32]`.
+    fn expand(&self, panel: usize, block: usize, out: &mut [u32]) {
+        let words = self.block(panel, block);
+        match self.form {
+            Form::Values => (E::kernels().widen)(bytemuck::cast_slice_mut(out), bytemuck::cast_slice(words)),
+            Form::Blocks(format) => (E::kernels().expand)(out, bytemuck::cast_slice(words), format),
+            Form::Bytes(_) => panic!("bytes are multiplied in integers"),
+        }
+    }
     /// Words of a stored block.
     fn block_words(&self) -> usize {
         match &self.form {
-            Form::Values => Self::BLOCK * COLUMNS,
+            Form::Values => COLUMNS * COLUMNS / E::PAIR,
             Form::Blocks(format) => format.words(),
             Form::Bytes(_) => COLUMNS * COLUMNS / 4,
         }
@@ -224,8 +234,20 @@ fn pack_panels<E: Element>(words: &mut [u32], panel_words: usize, values: &[f32]
         let mut rounded = Scratch::take(values.len().div_ceil(E::PAIR));
         let rounded = &mut bytemuck::cast_slice_mut::<u32, E>(&mut rounded)[..values.len()];
         (E::kernels().narrow)(rounded, values);
-        pack_columns(words, COLUMNS, rounded.chunks_exact(cols));
+        let rows = rounded.chunks_exact(cols);
+        if stored_as_operands::<E>() {
+            pack_columns(words, COLUMNS, rows);
+        } else {
+            let mut operands = Scratch::take(cols * COLUMNS);
+            pack_columns(&mut operands, COLUMNS, rows);
+            (E::kernels().narrow)(bytemuck::cast_slice_mut(words), bytemuck::cast_slice(&operands));
+        }
     });
+}
+
+/// Whether products read values of the compute type as they are stored; they are widened otherwise.
+fn stored_as_operands<E: Element>() -> bool {
+    E::pair() == E::PAIR
 }
 
 /// Packs up to 32 rows as the columns of a panel.
@@ -256,23 +278,19 @@ impl<E: Element> Right for Forward<'_, E> {
         self.panels.len()
     }
     fn k_words(&self) -> usize {
-        self.matrix.cols.div_ceil(E::PAIR)
+        self.matrix.cols.div_ceil(E::pair())
     }
     fn chunk(&self) -> usize {
-        if matches!(self.matrix.form, Form::Values) { usize::MAX } else { CHUNK }
+        let ready = matches!(self.matrix.form, Form::Values) && stored_as_operands::<E>();
+        if ready { usize::MAX } else { CHUNK }
     }
     fn panel<'a>(&'a self, panel: usize, k: Range<usize>, scratch: &'a mut [u32]) -> &'a [u32] {
         let (matrix, panel) = (self.matrix, self.panels.start + panel);
-        let format = match matrix.form {
-            Form::Values => {
-                return &matrix.words[panel * matrix.panel_words()..][k.start * COLUMNS..k.end * COLUMNS];
-            }
-            Form::Blocks(format) => format,
-            Form::Bytes(_) => panic!("bytes are multiplied in integers"),
-        };
-        let blocks = blocks::<E>(&k);
-        for (block, out) in blocks.zip(scratch.chunks_mut(PackedMatrix::<E>::BLOCK * COLUMNS)) {
-            (E::kernels().expand)(out, bytemuck::cast_slice(matrix.block(panel, block)), format);
+        if self.chunk() == usize::MAX {
+            return &matrix.words[panel * matrix.panel_words()..][k.start * COLUMNS..k.end * COLUMNS];
+        }
+        for (block, out) in blocks::<E>(&k).zip(scratch.chunks_mut(block_words::<E>())) {
+            matrix.expand(panel, block, out);
         }
         &scratch[..k.len() * COLUMNS]
     }
@@ -286,7 +304,7 @@ impl<E: Element> Right for Backward<'_, E> {
         self.0.cols.div_ceil(COLUMNS)
     }
     fn k_words(&self) -> usize {
-        self.0.rows.div_ceil(E::PAIR)
+        self.0.rows.div_ceil(E::pair())
     }
     fn chunk(&self) -> usize {
         CHUNK
@@ -299,18 +317,16 @@ impl<E: Element> Right for Backward<'_, E> {
         }
     }
     fn panel<'a>(&'a self, panel: usize, k: Range<usize>, scratch: &'a mut [u32]) -> &'a [u32] {
-        let kernels = E::kernels();
         let mut expanded = [0; COLUMNS * COLUMNS];
-        for (block, out) in blocks::<E>(&k).zip(scratch.chunks_mut(PackedMatrix::<E>::BLOCK * COLUMNS)) {
-            let words = self.0.block(block, panel);
-            match self.0.form {
-                Form::Values => (kernels.turn)(out, words),
-                Form::Blocks(format) => {
-                    (kernels.expand)(&mut expanded, bytemuck::cast_slice(words), format);
-                    (kernels.turn)(out, &expanded);
-                }
-                Form::Bytes(_) => panic!("bytes have no backward pass"),
-            }
+        let ready = matches!(self.0.form, Form::Values) && stored_as_operands::<E>();
+        for (block, out) in blocks::<E>(&k).zip(scratch.chunks_mut(block_words::<E>())) {
+            let words = if ready {
+                self.0.block(block, panel)
+            } else {
+                self.0.expand(block, panel, &mut expanded);
+                &expanded
+            };
+            (E::kernels().turn)(out, words);
         }
         &scratch[..k.len() * COLUMNS]
     }
@@ -318,5 +334,11 @@ impl<E: Element> Right for Backward<'_, E> {
 
 /// The blocks that hold a range of `k` words which begins with a block.
 fn blocks<E: Element>(k: &Range<usize>) -> Range<usize> {
-    k.start / PackedMatrix::<E>::BLOCK..k.end.div_ceil(PackedMatrix::<E>::BLOCK)
+    let words = COLUMNS / E::pair();
+    k.start / words..k.end.div_ceil(words)
+}
+
+/// Words of a block of operands.
+fn block_words<E: Element>() -> usize {
+    COLUMNS * COLUMNS / E::pair()
 }

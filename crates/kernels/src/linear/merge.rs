@@ -77,7 +77,7 @@ fn pairs<'a, E: Element>(
 ) -> Vec<Pair<'a, E>> {
     let mut first = 0;
     let pair = |slot: &'a Slot| {
-        let mid = first..first + slot.rank.div_ceil(E::PAIR);
+        let mid = first..first + slot.rank.div_ceil(E::pair());
         first = mid.end;
         let mut left = Words::zeros(blocks * COLUMNS * mid.len());
         let parts = RowPanels::new(COLUMNS);
@@ -127,8 +127,12 @@ impl<E: Element> Pair<'_, E> {
 fn write_values<E: Element>(words: &mut [u32], values: &[f32]) {
     let mut rounded = [E::default(); BLOCK];
     for (words, values) in words.chunks_exact_mut(BLOCK / E::PAIR).zip(values.chunks_exact(BLOCK)) {
-        (E::kernels().narrow)(&mut rounded, values);
-        (E::kernels().weave)(words, COLUMNS, &rounded, COLUMNS, COLUMNS, COLUMNS);
+        if E::pair() == 1 {
+            (E::kernels().narrow)(bytemuck::cast_slice_mut(words), values);
+        } else {
+            (E::kernels().narrow)(&mut rounded, values);
+            (E::kernels().weave)(words, COLUMNS, &rounded, COLUMNS, COLUMNS, COLUMNS);
+        }
     }
 }
 

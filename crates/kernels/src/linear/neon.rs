@@ -13,7 +13,7 @@ use super::kernel::{COLUMNS, Compute, Multiply, ROWS, Segment};
 
 // The compiler turns these into vectors as they are: the target has them always.
 pub(super) use super::portable::{
-    add, exp, expand, from_sums, max, narrow, pack, peaks, scale, to_bytes, turn, weave, weave_bytes,
+    add, exp, expand, from_sums, max, narrow, pack, peaks, scale, to_bytes, turn, weave, weave_bytes, widen,
 };
 
 /// Rows whose sums are in registers at a time: four words of `a` fill a vector.

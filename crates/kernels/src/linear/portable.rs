@@ -137,6 +137,13 @@ pub(super) fn narrow<E: Compute>(out: &mut [E], values: &[f32]) {
 }
 
 #[inline(always)]
+pub(super) fn widen<E: Compute>(out: &mut [f32], values: &[E]) {
+    for (out, value) in out.iter_mut().zip(values) {
+        *out = wide(*value);
+    }
+}
+
+#[inline(always)]
 pub(super) fn add(out: &mut [f32], values: &[f32]) {
     for (out, value) in out.iter_mut().zip(values) {
         *out += value;
@@ -177,7 +184,7 @@ pub(super) fn exp(values: &mut [f32], shift: f32) -> f32 {
 
 /// A stored value, exactly.
 #[inline(always)]
-fn wide<E: Compute>(value: E) -> f32 {
+pub(super) fn wide<E: Compute>(value: E) -> f32 {
     if E::PAIR == 2 {
         f32::from_bits(u32::from(bytemuck::cast::<E, u16>(value)) << 16)
     } else {
@@ -269,49 +276,96 @@ mod tests {
         (0..len).map(|_| half() | half() << 16).collect()
     }
 
-    /// These kernels against those in use, which the tests of the ops hold to the plain versions.
+    /// Values `[k][column]` of operand words that lie `stride` apart.
+    fn values(words: &[u32], pair: usize, stride: usize, depth: usize) -> Vec<u32> {
+        let value = |k: usize, c: usize| match (words[k / pair * stride + c], pair, k % 2) {
+            (word, 1, _) => word,
+            (word, _, 0) => word << 16,
+            (word, ..) => word & 0xffff_0000,
+        };
+        (0..depth).flat_map(|k| (0..stride).map(move |c| value(k, c))).collect()
+    }
+
+    /// These kernels against those in use, which the tests of the ops hold to the plain versions. An instruction set
+    /// without products of bf16 has the same values in more words.
     fn portable_is_what_is_in_use<E: Element>() {
-        let kernels = E::kernels();
-        let values = words(4096);
-        for (rows, width) in [(1, 32), (5, 16), (12, 32)] {
-            let segment = Segment { a: &values[..40 * rows], b: &values[500..500 + 40 * width], words: 40 };
-            let short = Segment { words: 3, ..segment };
+        let (kernels, pair) = (E::kernels(), E::pair());
+        let words = words(4096);
+        let from = bytemuck::cast_slice::<u32, E>(&words);
+        for (rows, width) in [(1, 32), (5, 16), (7, 32), (12, 32)] {
+            let operands = |stride: usize, skip: usize| {
+                let rows: Vec<&[E]> = (0..stride).map(|r| &from[skip + 90 * r..][..80]).collect();
+                let (mut one, mut other) = (vec![0; 80 * stride], vec![0; 80 * stride]);
+                for first in (0..stride).step_by(16) {
+                    let rows = &rows[first..stride.min(first + 16)];
+                    pack(&mut one[first..], stride, rows);
+                    (kernels.pack)(&mut other[first..], stride, rows);
+                }
+                (one, other)
+            };
+            let (a, b) = (operands(rows, 0), operands(width, 1000));
             let (mut one, mut other) = ([1.0; 12 * COLUMNS], [1.0; 12 * COLUMNS]);
-            tile::<E>(&mut one, true, &[segment, short], rows, width);
-            (kernels.tile)(&mut other, true, &[segment, short], rows, width);
+            let parts = |a: &[u32], b: &[u32], pair: usize| {
+                // The second part is short and begins where the first ends.
+                let (long, short) = (72 / pair, 80 / pair);
+                [(0, long), (long, short)].map(|(from, to)| {
+                    (a[from * rows..to * rows].to_vec(), b[from * width..to * width].to_vec())
+                })
+            };
+            let segments = |parts: &[(Vec<u32>, Vec<u32>); 2], run: &mut dyn FnMut(&[Segment<'_>])| {
+                run(&parts.each_ref().map(|(a, b)| Segment { a, b, words: a.len() / rows }));
+            };
+            segments(&parts(&a.0, &b.0, E::PAIR), &mut |s| tile::<E>(&mut one, true, s, rows, width));
+            segments(&parts(&a.1, &b.1, pair), &mut |s| (kernels.tile)(&mut other, true, s, rows, width));
             let near = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4;
             assert!(one.iter().zip(&other).all(near), "tile of {rows} x {width}");
         }
-        let from = bytemuck::cast_slice::<u32, E>(&values);
-        for len in [1, 31, 32, 33, 70] {
-            let rows: Vec<&[E]> = (0..7).map(|r| &from[r * 100..][..len]).collect();
-            let (mut one, mut other) = (vec![1; 9 * 70], vec![1; 9 * 70]);
-            pack(&mut one, 9, &rows);
-            (kernels.pack)(&mut other, 9, &rows);
-            assert_eq!(one, other, "pack of {len}");
+        for count in [1, 3, 7, 16] {
+            for len in [1, 7, 31, 32, 33, 70] {
+                let rows: Vec<&[E]> = (0..count).map(|r| &from[r * 100..][..len]).collect();
+                let (mut one, mut other) = (vec![1; 17 * 70], vec![1; 17 * 70]);
+                pack(&mut one, 17, &rows);
+                (kernels.pack)(&mut other, 17, &rows);
+                let (one, other) = (values(&one, E::PAIR, 17, len), values(&other, pair, 17, len));
+                for (i, (one, other)) in one.iter().zip(&other).enumerate().filter(|(i, _)| i % 17 < count) {
+                    assert_eq!(one, other, "pack of {count} x {len}, place {i}");
+                }
+            }
         }
         for (rows, cols) in [(1, 1), (2, 32), (9, 17), (8, 16)] {
             let (mut one, mut other) = (vec![1; 9 * 32], vec![1; 9 * 32]);
             weave(&mut one, 32, from, 40, rows, cols);
             (kernels.weave)(&mut other, 32, from, 40, rows, cols);
-            assert_eq!(one, other, "weave of {rows} x {cols}");
+            let (one, other) = (values(&one, E::PAIR, 32, rows), values(&other, pair, 32, rows));
+            let same = one.iter().zip(&other).enumerate().all(|(i, (a, b))| i % 32 >= cols || a == b);
+            assert!(same, "weave of {rows} x {cols}");
         }
-        let (mut one, mut other) = ([0; 1024], [0; 1024]);
-        turn::<E>(&mut one, &values);
-        (kernels.turn)(&mut other, &values);
-        assert_eq!(one, other);
         for format in [BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0, BlockFormat::Nf4] {
-            let block = &bytemuck::cast_slice(&values)[..4 * format.words()];
+            let block = &bytemuck::cast_slice(&words)[..4 * format.words()];
+            let (mut one, mut other) = ([0; 1024], [0; 1024]);
             expand::<E>(&mut one, block, format);
             (kernels.expand)(&mut other, block, format);
-            assert_eq!(one, other, "{format:?}");
+            let expanded = values(&one, E::PAIR, COLUMNS, COLUMNS);
+            assert_eq!(expanded, values(&other, pair, COLUMNS, COLUMNS), "{format:?}");
+            let (mut turned, mut other_turned) = ([0; 1024], [0; 1024]);
+            turn::<E>(&mut turned, &one);
+            (kernels.turn)(&mut other_turned, &other);
+            let turned = values(&turned, E::PAIR, COLUMNS, COLUMNS);
+            assert_eq!(turned, values(&other_turned, pair, COLUMNS, COLUMNS), "{format:?}, turned");
+            for (k, n) in [(0, 5), (31, 0), (17, 30)] {
+                assert_eq!(expanded[k * COLUMNS + n], turned[n * COLUMNS + k]);
+            }
         }
-        let wide = bytemuck::cast_slice::<u32, f32>(&values);
+        let wide = bytemuck::cast_slice::<u32, f32>(&words);
         assert_eq!(max(&wide[..77]).to_bits(), (kernels.max)(&wide[..77]).to_bits());
         let (mut one, mut other) = ([E::default(); 77], [E::default(); 77]);
         narrow(&mut one, &wide[..77]);
         (kernels.narrow)(&mut other, &wide[..77]);
         assert_eq!(one, other);
+        let (mut one, mut other) = ([0.0; 77], [0.0; 77]);
+        widen(&mut one, &from[..77]);
+        (kernels.widen)(&mut other, &from[..77]);
+        assert_eq!(one.map(f32::to_bits), other.map(f32::to_bits));
     }
 
     #[test]

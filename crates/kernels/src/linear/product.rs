@@ -62,8 +62,8 @@ impl Extra for () {
     }
 }
 
-/// Most `k` words of a panel that is expanded: it stays in the second-level cache with the left operand.
-pub(crate) const CHUNK: usize = 512;
+/// Most `k` words of a panel that is expanded, in whole blocks: it stays in the second-level cache.
+pub(crate) const CHUNK: usize = 640;
 
 /// Computes `left right + extra_left extra` and hands each tile to `store(rows, panel, tile)`, tile rows being
 /// [`COLUMNS`] long.
@@ -77,7 +77,7 @@ pub(crate) fn multiply<M: Multiply>(
 ) {
     let multiply_tile = M::tile();
     let k_words = right.k_words();
-    let chunk = right.chunk().min(k_words);
+    let chunk = even_chunk(k_words, right.chunk());
     let plan = Plan::new(rows.count, right.panels(), chunk);
     pool::run(plan.jobs(), &|job| {
         let (row_panels, panels) = plan.job(job);
@@ -124,8 +124,15 @@ pub(crate) fn multiply<M: Multiply>(
     });
 }
 
-/// Bytes of a left operand that stay in the second-level cache while panels of the right one pass.
-const MOST_LEFT: usize = 512 << 10;
+/// Parts of `k` of about the same size and at most `most` words, in whole blocks.
+fn even_chunk(k_words: usize, most: usize) -> usize {
+    let parts = k_words.div_ceil(most).max(1);
+    k_words.div_ceil(parts).next_multiple_of(COLUMNS).min(k_words)
+}
+
+/// Bytes of a left operand that pass each panel of the right one. They come from the third-level cache in time, as a tile
+/// takes two bytes a cycle; more row blocks would expand the panels more often.
+const MOST_LEFT: usize = 4 << 20;
 
 /// How a product is cut: blocks of row panels times groups of column panels.
 struct Plan {
