@@ -85,7 +85,8 @@ impl Observer for Training {
             run.parameters / 1_000_000,
         );
         if let Some(memory) = run.memory {
-            eprintln!("model, values that train and buffers take {:.2} GB", memory as f64 / 1e9);
+            let free = memory.free.map(|free| format!("; {:.2} GB were free", free as f64 / 1e9));
+            eprintln!("memory of the training: {memory}{}", free.unwrap_or_default());
         }
         if run.cut > 0 {
             eprintln!("{} queries were longer than --max-tokens and lost their end", run.cut);

@@ -1,11 +1,12 @@
 //! Loss and gradients of one token tree.
 
+use formats::{ModelConfig, Part};
 use kernels::{Backend, Direction, Linear, Output, PassSpec};
 
 use crate::block::{Block, Saved};
 use crate::classifier::Classifier;
 use crate::forward::{Kv, Stream};
-use crate::model::{FeedForward, Model};
+use crate::model::{FeedForward, GATE_UP, Model, QUERY_KEY_VALUE};
 use crate::tree::{Labelled, TokenTree};
 use crate::weights::Place;
 
@@ -18,7 +19,10 @@ pub(crate) struct Tape<B: Backend> {
     /// An encoder's outputs on the host, then their gradient.
     outputs: Vec<f32>,
     stream: Stream<B>,
+    /// Of each block; of one at a time where blocks are recomputed.
     saved: Vec<Saved<B>>,
+    /// The stream before each block, where blocks are recomputed.
+    inputs: Vec<B::Wide>,
     losses: B::Wide,
     d_x: B::Wide,
     d_chosen_x: B::Wide,
@@ -34,11 +38,13 @@ pub(crate) struct Tape<B: Backend> {
 }
 
 impl<B: Backend> Tape<B> {
-    pub(crate) fn new(model: &Model<B>, rows: usize) -> Self {
+    pub(crate) fn new(model: &Model<B>, rows: usize, recompute: bool) -> Self {
         let (backend, block, heads) = (&model.backend, &model.blocks[0], model.config.heads);
         let (wide, narrow) = (|w: usize| backend.wide(rows * w), |w: usize| backend.narrow(rows * w));
         let width = model.config.hidden_size;
-        let mid = model.blocks.iter().flat_map(Block::linears).map(kernels::Linear::mid_width).max();
+        let mid = model.blocks.iter().flat_map(Block::linears).map(Linear::mid_width).max();
+        let (kept, inputs) = if recompute { (1, model.blocks.len()) } else { (model.blocks.len(), 0) };
+        let saved = |block| Saved::new(backend, block, heads, rows);
         Self {
             rows,
             pass: None,
@@ -46,7 +52,8 @@ impl<B: Backend> Tape<B> {
             backward: B::Recording::default(),
             outputs: Vec::new(),
             stream: Stream::new(model, rows),
-            saved: model.blocks.iter().map(|block| Saved::new(backend, block, heads, rows)).collect(),
+            saved: model.blocks[..kept].iter().map(saved).collect(),
+            inputs: (0..inputs).map(|_| wide(width)).collect(),
             losses: wide(1),
             d_x: wide(width),
             d_chosen_x: wide(width),
@@ -61,17 +68,27 @@ impl<B: Backend> Tape<B> {
         }
     }
 
-    /// Bytes of the buffers for so many rows.
-    pub(crate) fn bytes(model: &Model<B>, rows: usize) -> usize {
-        let (block, width, heads) = (&model.blocks[0], model.config.hidden_size, model.config.heads);
-        let (qkv, out, up, down) = (&block.qkv, &block.out, &block.up, &block.down);
-        let mids = model.blocks.iter().flat_map(Block::linears).map(Linear::mid_width);
-        let saved = 2 * width + qkv.outputs + out.inputs + up.outputs;
-        let narrow = model.blocks.len() * saved + mids.sum::<usize>();
+    /// Bytes of the buffers for each row, in a model of these sizes; `mids` are the ranks of each product of a block.
+    pub(crate) fn row_bytes(
+        config: &ModelConfig,
+        mids: [usize; 4],
+        narrow_size: usize,
+        recompute: bool,
+    ) -> usize {
+        let width = config.hidden_size;
+        let outputs = |parts: &[Part]| -> usize {
+            parts.iter().filter(|&&part| config.has(part)).map(|part| part.shape(config)[0]).sum()
+        };
+        let (qkv, up, down) = (outputs(&QUERY_KEY_VALUE), outputs(&GATE_UP), config.intermediate_size);
+        let attention = config.heads * config.head_dim;
+        let saved = narrow_size * (2 * width + qkv + attention + up + mids.iter().sum::<usize>())
+            + size_of::<f32>() * (2 + config.heads);
+        let inputs = size_of::<f32>() * width;
+        let blocks = if recompute { saved + config.layers * inputs } else { config.layers * saved };
         // The stream's and the tape's own.
-        let narrow = narrow + 3 * width + 2 * down.inputs + 3 * out.inputs + up.outputs + qkv.outputs;
-        let wide = model.blocks.len() * (2 + heads) + 5 * width + 2;
-        rows * (4 * wide + model.backend.narrow_size() * narrow)
+        let mid = mids.into_iter().max().unwrap_or(0);
+        let narrow = 3 * width + 2 * down + 3 * attention + up + qkv + 4 * mid;
+        blocks + narrow_size * narrow + size_of::<f32>() * (5 * width + 2)
     }
 
     /// Rows that fit.
@@ -131,11 +148,16 @@ impl<B: Backend> Model<B> {
     }
 
     fn forward(&self, tape: &mut Tape<B>, pass: &B::Pass) {
-        self.embed(&mut tape.stream, pass);
-        for (index, saved) in tape.saved.iter_mut().enumerate() {
-            self.run_block(index, saved, &mut tape.stream, Kv::Own, pass);
+        let Tape { stream, saved, inputs, .. } = tape;
+        self.embed(stream, pass);
+        for index in 0..self.blocks.len() {
+            if let Some(input) = inputs.get_mut(index) {
+                self.backend.take(input, &stream.x, 0);
+            }
+            let saved = &mut saved[if inputs.is_empty() { index } else { 0 }];
+            self.run_block(index, saved, stream, Kv::Own, pass);
         }
-        self.finish(&mut tape.stream, pass);
+        self.finish(stream, pass);
     }
 
     /// The loss over the vocabulary, and the gradient of the last block's output on the chosen rows.
@@ -157,6 +179,13 @@ impl<B: Backend> Model<B> {
     /// From the gradient of the last block's output to those of all parameters below.
     fn blocks_backward(&self, gradients: &mut B::Wide, tape: &mut Tape<B>, pass: &B::Pass) {
         for index in (0..self.blocks.len()).rev() {
+            // What the last block saved is still there.
+            if let Some(input) = tape.inputs.get(index)
+                && index + 1 < self.blocks.len()
+            {
+                self.backend.take(&mut tape.stream.x, input, 0);
+                self.run_block(index, &mut tape.saved[0], &mut tape.stream, Kv::Own, pass);
+            }
             self.block_backward(gradients, tape, index, pass);
         }
         if self.weights.is_some() {
@@ -172,7 +201,7 @@ impl<B: Backend> Model<B> {
         let (all, width, post) = (ops.rows(pass), self.config.hidden_size, self.post_norm());
         let places = self.weights.as_ref().map(|weights| &weights.blocks[index]);
         let Tape { stream, saved, d_x, d_chosen_x, d_h, d_y, d_act, d_up, d_qkv, d_mid, .. } = tape;
-        let (before, saved) = saved.split_at(index);
+        let (before, saved) = saved.split_at(if tape.inputs.is_empty() { index } else { 0 });
         let [down_mid, up_mid, out_mid, qkv_mid] = d_mid;
         let (d_attention, d_chosen, saved) = (&mut tape.d_attention, &mut tape.d_chosen_attention, &saved[0]);
         // The last block of a decoder ran its feed-forward on the chosen rows only.

@@ -1,5 +1,7 @@
 //! What can go wrong in the engine.
 
+use crate::memory::MemoryPlan;
+
 /// The engine's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -51,14 +53,31 @@ pub enum Error {
         /// The loss.
         loss: f32,
     },
-    /// The device has no room for the passes asked for.
+    /// There is no room for the training.
     #[error(
-        "passes of {rows} rows take {} MiB of device memory, {} MiB are free: {fit} rows would fit",
+        "the training takes {plan}; {:.2} GB are free: {}",
+        *free as f64 / 1e9,
+        fit.map_or_else(
+            || format!("even passes of {} rows, the longest example, do not fit", plan.least),
+            |fit| format!("passes of {fit} rows would fit"),
+        )
+    )]
+    Memory {
+        /// What it takes.
+        plan: Box<MemoryPlan>,
+        /// Bytes that are free.
+        free: usize,
+        /// Rows of the largest pass for which there is room.
+        fit: Option<usize>,
+    },
+    /// There is no room for a pass.
+    #[error(
+        "a pass of {rows} rows takes {} MiB of device memory, {} MiB are free: {fit} rows would fit",
         needed >> 20,
         free >> 20
     )]
-    Memory {
-        /// Rows of a pass.
+    Room {
+        /// Rows of the pass.
         rows: usize,
         /// Bytes that it takes.
         needed: usize,
@@ -67,6 +86,9 @@ pub enum Error {
         /// Rows of the largest pass for which there is room.
         fit: usize,
     },
+    /// An encoder's blocks are not computed again.
+    #[error("an encoder's passes are kept whole: recomputing blocks is for decoders")]
+    Recompute,
     /// A snapshot from another set-up.
     #[error("the checkpoint does not fit: {problem}")]
     Snapshot {

@@ -11,6 +11,7 @@ mod features;
 mod forward;
 mod head;
 mod lora;
+mod memory;
 mod model;
 mod optimizer;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use error::{Error, Result};
 pub use features::Features;
 pub use head::{Head, HeadFit, HeadProblem};
 pub use lora::{Adapter, Lora, LoraEntry, Projection};
+pub use memory::{MemoryPlan, PassSizes};
 pub use model::{Model, Storage};
 pub use optimizer::{OptimizerOptions, Schedule};
 pub use sampler::{Balance, Sampler};

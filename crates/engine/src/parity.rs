@@ -7,6 +7,7 @@ mod training;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use formats::BaseModel;
 use kernels::{Backend, Cpu, Encoding};
@@ -140,6 +141,7 @@ fn options(optimizer: &Value, rows_per_pass: usize, batch: usize) -> TrainerOpti
         },
         batch,
         rows_per_pass: Some(rows_per_pass),
+        recompute: false,
         total_steps: optimizer["steps"].as_u64().unwrap(),
         seed: 0,
     }
@@ -450,6 +452,12 @@ fn stays_near_f32<B: Backend>(name: &str, backend: B) {
     }
 }
 
+/// Held by each test of the GPU: one thread's allocations may break another's recording.
+fn gpu_lock() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The GPU, or `None` with a message.
 fn cuda() -> Option<kernels::Cuda> {
     kernels::Cuda::open(0, Some(std::env::temp_dir().join("frontdesk-kernels")))
@@ -459,6 +467,7 @@ fn cuda() -> Option<kernels::Cuda> {
 
 #[test]
 fn a_gpu_stays_near_f32() {
+    let _one_at_a_time = gpu_lock();
     for name in ["tied", "scaled"].into_iter().chain(OTHER_DECODERS) {
         let Some(cuda) = cuda() else { return };
         stays_near_f32(name, cuda);
@@ -467,6 +476,7 @@ fn a_gpu_stays_near_f32() {
 
 #[test]
 fn a_gpu_scores_labels_as_transformers_does() {
+    let _one_at_a_time = gpu_lock();
     for (name, merged) in [("tied", false), ("scaled", false), ("scaled", true)] {
         let Some(cuda) = cuda() else { return };
         let case = Case::open(name);
@@ -500,6 +510,7 @@ fn a_gpu_scores_labels_as_transformers_does() {
 
 #[test]
 fn a_gpu_makes_the_same_features() {
+    let _one_at_a_time = gpu_lock();
     for name in ["../families/bert", "../families/distilbert", "tied"] {
         let Some(cuda) = cuda() else { return };
         let case = Case::open(name);
@@ -517,6 +528,7 @@ fn a_gpu_makes_the_same_features() {
 
 #[test]
 fn a_gpu_repeats_itself_to_the_bit() {
+    let _one_at_a_time = gpu_lock();
     let steps = || {
         let case = Case::open("scaled");
         let mut trainer = case.trainer(cuda()?, 60, 4);

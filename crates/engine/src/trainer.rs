@@ -1,7 +1,7 @@
 //! The training loop's one step: batch, token tree, gradients, optimizer.
 
 use formats::ModelConfig;
-use kernels::Backend;
+use kernels::{Backend, Linear};
 use serde::{Deserialize, Serialize};
 
 use crate::backward::Tape;
@@ -26,6 +26,13 @@ pub struct Example {
     pub weight: f32,
 }
 
+impl Example {
+    /// Rows of a pass that it takes: the last token of the target is predicted, never read.
+    pub fn read(&self) -> usize {
+        self.query.len() + self.target.len() - 1
+    }
+}
+
 /// How to train.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainerOptions {
@@ -38,6 +45,9 @@ pub struct TrainerOptions {
     /// Rows a pass; a step whose tree is larger takes several passes and gives the same gradient. `None`: twice what
     /// keeps the device busy, or what its memory has room for.
     pub rows_per_pass: Option<usize>,
+    /// Keeps only the input of each block of a decoder, and computes the rest once more in the backward pass: less
+    /// memory, more time, the same bits.
+    pub recompute: bool,
     /// Steps in all; the schedule ends with them.
     pub total_steps: u64,
     /// Of the sampling order.
@@ -88,8 +98,6 @@ pub struct Trainer<B: Backend> {
     sampler: Sampler,
     prefix: Vec<u32>,
     examples: Vec<Example>,
-    /// Tokens of the longest example.
-    longest: usize,
     tape: Option<Tape<B>>,
     tree: TokenTree,
     losses: Vec<f32>,
@@ -99,7 +107,7 @@ impl<B: Backend> Trainer<B> {
     /// Opens the model for what trains, an adapter or more, and gets ready for the first step.
     ///
     /// # Errors
-    /// When an example does not fit the model's positions.
+    /// When an example does not fit the model's positions, or an encoder shall be recomputed.
     ///
     /// # Panics
     /// When an encoder has no head.
@@ -116,6 +124,9 @@ impl<B: Backend> Trainer<B> {
         if tokens > limit {
             return Err(Error::TooLong { tokens, limit });
         }
+        if options.recompute && model.is_encoder() {
+            return Err(Error::Recompute);
+        }
         let trainable = trainable.into();
         assert_eq!(model.is_encoder(), trainable.classes.is_some(), "an encoder trains with a head");
         match trainable.adapter(model.config()) {
@@ -127,9 +138,10 @@ impl<B: Backend> Trainer<B> {
         let optimizer = Optimizer::new(model.backend(), &trainable.values);
         let (tree, losses, tape) = (TokenTree::default(), Vec::new(), None);
         let body = trainable.body;
-        let most = 2 * model.backend.rows_at_once();
-        let rows_per_pass =
-            options.rows_per_pass.unwrap_or_else(|| rows_that_fit(&model).map_or(most, |fit| fit.min(most)));
+        let most = most_rows(&model.backend);
+        let rows_per_pass = options
+            .rows_per_pass
+            .unwrap_or_else(|| rows_that_fit(&model, options.recompute).map_or(most, |fit| fit.min(most)));
         let mut trainer = Self {
             model,
             body,
@@ -140,7 +152,6 @@ impl<B: Backend> Trainer<B> {
             sampler,
             prefix,
             examples,
-            longest,
             tape,
             tree,
             losses,
@@ -173,14 +184,6 @@ impl<B: Backend> Trainer<B> {
         self.model.backend.wide_len(&self.optimizer.parameters)
     }
 
-    /// Bytes that the training needs at least: the model, the values that train with their gradients and moments, and
-    /// the buffers of the longest pass.
-    pub fn memory(&self) -> usize {
-        let rows = self.rows_per_pass.min(self.options.batch * self.longest + self.prefix.len());
-        let buffers = Tape::bytes(&self.model, with_room(&self.model, rows));
-        self.model.weight_bytes() + 4 * size_of::<f32>() * self.parameters() + buffers
-    }
-
     /// Takes one step.
     ///
     /// # Errors
@@ -190,8 +193,7 @@ impl<B: Backend> Trainer<B> {
         let batch = self.sampler.batch(step).to_vec();
         let of = |&index: &u32| &self.examples[index as usize];
         let total: f32 = batch.iter().map(of).map(|e| e.weight * e.target.len() as f32).sum();
-        let tokens =
-            batch.iter().map(of).map(|e| self.prefix.len() + e.query.len() + e.target.len() - 1).sum();
+        let tokens = batch.iter().map(of).map(|e| self.prefix.len() + e.read()).sum();
 
         self.optimizer.clear_gradients(self.model.backend());
         if let Some(classifier) = &mut self.classifier {
@@ -305,10 +307,7 @@ impl<B: Backend> Trainer<B> {
     /// Rows of a pass over this batch, so that its passes are as few as may be, and about as large as each other.
     fn rows_of_a_pass(&self, batch: &[u32]) -> usize {
         let (most, prefix) = (self.rows_per_pass, self.prefix.len());
-        let own = |&index: &u32| {
-            let Example { query, target, .. } = &self.examples[index as usize];
-            query.len() + target.len() - 1
-        };
+        let own = |&index: &u32| self.examples[index as usize].read();
         let rows: usize = batch.iter().map(own).sum();
         let passes = rows.div_ceil(most.saturating_sub(prefix).max(1));
         let longest = batch.iter().map(own).max().unwrap_or(0);
@@ -349,14 +348,14 @@ impl<B: Backend> Trainer<B> {
             Some(tape) if tape.capacity() >= rows => tape,
             smaller => {
                 drop(smaller);
-                let model = &self.model;
-                if let (Some(fit), Some(free)) = (rows_that_fit(model), model.backend.free_bytes())
+                let (model, recompute) = (&self.model, self.options.recompute);
+                if let (Some(fit), Some(free)) = (rows_that_fit(model, recompute), model.backend.free_bytes())
                     && fit < rows
                 {
-                    let needed = BESIDE_PASSES + Tape::bytes(model, rows);
-                    return Err(Error::Memory { rows, needed, free, fit });
+                    let needed = BESIDE_PASSES + rows * row_bytes(model, recompute);
+                    return Err(Error::Room { rows, needed, free, fit });
                 }
-                Tape::new(model, with_room(model, rows))
+                Tape::new(model, model.backend.room(with_growth(rows)), recompute)
             }
         };
         let tape = self.tape.insert(tape);
@@ -375,16 +374,27 @@ impl<B: Backend> Trainer<B> {
 }
 
 /// Bytes that a device needs beside the buffers of a pass: logits, most of all.
-const BESIDE_PASSES: usize = 512 << 20;
+pub(crate) const BESIDE_PASSES: usize = 512 << 20;
+
+/// Rows of a pass, where they were not asked for.
+pub(crate) fn most_rows<B: Backend>(backend: &B) -> usize {
+    2 * backend.rows_at_once()
+}
 
 /// Some rows more, so that a slightly longer batch does not allocate everything anew.
-fn with_room<B: Backend>(model: &Model<B>, rows: usize) -> usize {
-    model.backend.room(rows + rows / 32)
+pub(crate) fn with_growth(rows: usize) -> usize {
+    rows + rows / 32
 }
 
 /// Rows of the largest pass for which the device has room, where it has a memory of its own.
-fn rows_that_fit<B: Backend>(model: &Model<B>) -> Option<usize> {
+fn rows_that_fit<B: Backend>(model: &Model<B>, recompute: bool) -> Option<usize> {
     let free = model.backend.free_bytes()?.saturating_sub(BESIDE_PASSES);
     // A pass is rounded up, with some room to grow: less than a sixteenth together.
-    Some(free / Tape::bytes(model, 1) * 15 / 16)
+    Some(free / row_bytes(model, recompute) * 15 / 16)
+}
+
+fn row_bytes<B: Backend>(model: &Model<B>, recompute: bool) -> usize {
+    let block = &model.blocks[0];
+    let mids = [&block.qkv, &block.out, &block.up, &block.down].map(Linear::mid_width);
+    Tape::<B>::row_bytes(model.config(), mids, model.backend.narrow_size(), recompute)
 }

@@ -82,6 +82,12 @@ impl Weights {
         self.len
     }
 
+    /// Whether a tensor is a block's.
+    pub(crate) fn in_blocks(&self, entry: &WeightEntry) -> bool {
+        let first = self.blocks.first().map_or(self.norm.weight, |places| places.norm1.weight);
+        (first..self.norm.weight).contains(&entry.at)
+    }
+
     /// The base model's values in their places.
     ///
     /// # Errors

@@ -196,6 +196,20 @@ impl BaseModel {
         Ok(tensor)
     }
 
+    /// The type in which the files hold the tensor of this name.
+    ///
+    /// # Errors
+    /// As [`BaseModel::tensor`].
+    pub fn dtype(&self, name: &str) -> Result<DType> {
+        let missing = || Error::MissingTensor { path: self.path.clone(), tensor: name.into() };
+        let slot = self.slots.get(name).ok_or_else(missing)?;
+        match &self.weights {
+            Weights::Safetensors(folder) => folder.dtype(&self.stored_name(slot)),
+            Weights::Random(dtype) => Ok(*dtype),
+            Weights::Gguf(gguf) => gguf.dtype(&slot.gguf_name).ok_or_else(missing),
+        }
+    }
+
     /// The text of a `config.json` with which transformers builds this model: the one that came with it, or one
     /// written from the configuration.
     ///

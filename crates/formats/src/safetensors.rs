@@ -106,15 +106,26 @@ impl SafetensorsFolder {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
+    /// The type of a tensor.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFolder::tensor`].
+    pub fn dtype(&self, name: &str) -> Result<DType> {
+        let entry = self.entry(name)?;
+        dtype(entry.dtype, name, &self.files[entry.file].0)
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        let missing = || Error::MissingTensor { path: self.path.clone(), tensor: name.into() };
+        self.tensors.get(name).ok_or_else(missing)
+    }
+
     /// A tensor, read in place.
     ///
     /// # Errors
     /// [`Error::MissingTensor`]; [`Error::Unsupported`] when it is not of 32-bit or 16-bit floats.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
-        let entry = self
-            .tensors
-            .get(name)
-            .ok_or_else(|| Error::MissingTensor { path: self.path.clone(), tensor: name.into() })?;
+        let entry = self.entry(name)?;
         let (path, bytes) = &self.files[entry.file];
         Tensor::new(name, dtype(entry.dtype, name, path)?, entry.shape.clone(), &bytes[entry.range.clone()])
     }

@@ -167,9 +167,15 @@ impl Error {
             Self::Busy { .. } => "wait for it to end, or name another folder with --out",
             Self::PlanChanged { .. } => "put the old files back, or start a new run in another folder",
             Self::Engine(engine::Error::Diverged { .. }) => "try a lower --lr",
-            Self::Engine(engine::Error::Memory { .. }) => {
-                "lower --rows-per-pass, which changes no result; or free memory, or take a base model in 4 bits"
+            Self::Engine(engine::Error::Memory { fit: None, .. }) => {
+                "free memory, try --recompute or --method lora, lower --max-tokens, or take a smaller base model or one in 4 bits"
             }
+            Self::Engine(engine::Error::Memory { fit: Some(fit), .. } | engine::Error::Room { fit, .. }) => {
+                return Some(format!(
+                    "--rows-per-pass {fit}, which changes the result by rounding alone, or --recompute, which changes nothing; or free memory"
+                ));
+            }
+            Self::Engine(engine::Error::Recompute) => "leave --recompute away",
             Self::Engine(engine::Error::TooLong { .. }) => {
                 "shorten the text, or lower --max-tokens in training"
             }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use engine::{Balance, Example, LabelTrie};
+use engine::{Balance, Example, LabelTrie, PassSizes};
 use formats::{BaseModel, Tokenizer};
 use routing::{Dataset, ReadOptions};
 
@@ -134,6 +134,17 @@ pub(crate) struct Encoded {
 }
 
 impl Encoded {
+    /// What decides the size of the training's passes.
+    pub(crate) fn pass_sizes(&self, recipe: &Recipe) -> PassSizes {
+        PassSizes {
+            prefix: self.prompt.shared_ids().len(),
+            longest: self.train.iter().map(Example::read).max().unwrap_or(0),
+            batch: recipe.sized_for(self.train.len()).0,
+            rows_per_pass: recipe.rows_per_pass,
+            recompute: recipe.recompute,
+        }
+    }
+
     pub(crate) fn new(
         data: &TrainData,
         base: &BaseModel,

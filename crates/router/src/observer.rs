@@ -1,6 +1,6 @@
 //! What a training run tells while it works.
 
-use engine::StepReport;
+use engine::{MemoryPlan, StepReport};
 
 /// The run before its first step.
 #[derive(Debug, Clone)]
@@ -19,8 +19,8 @@ pub struct Started {
     pub steps_done: u64,
     /// Values that train.
     pub trainable: usize,
-    /// Bytes that the training needs at least; `None` where it is no more than the model itself.
-    pub memory: Option<usize>,
+    /// What the training takes; `None` where it is no more than the model itself.
+    pub memory: Option<MemoryPlan>,
     /// Parameters of the base model.
     pub parameters: usize,
     /// Examples as the model sees them: the pieces of text and whether they carry loss.

@@ -63,6 +63,9 @@ pub struct Recipe {
     /// Rows computed at once, which bounds the memory; `None`: twice what keeps the device busy, or what its
     /// memory has room for.
     pub rows_per_pass: Option<usize>,
+    /// Blocks of a decoder are computed once more in the backward pass: less memory, more time, the same result.
+    #[serde(default)]
+    pub recompute: bool,
     /// Of everything random.
     pub seed: u64,
     /// What is done about rare labels.
@@ -104,6 +107,7 @@ impl Default for Recipe {
             max_steps: None,
             batch: None,
             rows_per_pass: None,
+            recompute: false,
             seed: 0,
             balance: Balance::Weight,
             validate_every: None,

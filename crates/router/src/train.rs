@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use engine::{Adapter, Balance, Model, Sampler, Storage, Trainable, Trainer, TrainerOptions};
+use engine::{
+    Adapter, Balance, Body, MemoryPlan, Model, Sampler, Storage, Trainable, Trainer, TrainerOptions,
+};
 use formats::{BaseModel, store};
 use kernels::{Backend, bf16};
 use routing::calibration::{Calibration, Goal, Scored, Thresholds, probabilities, top};
@@ -96,13 +98,21 @@ pub fn train<B: Backend>(
         Method::Qlora => Storage::FourBits,
         Method::Lora | Method::Head | Method::Linear => Storage::AsStored,
     };
-    let model = Model::load(backend, &base, storage)?;
-    let trainable = match method {
-        Method::Full => Some(Trainable::weights(&base)?),
-        Method::Lora | Method::Qlora => {
-            Some(Adapter::new(recipe.lora.clone(), &base.config, recipe.seed).into())
-        }
+    let head_size = encoded.labels.len() * (base.config.hidden_size + 1);
+    let body = match method {
+        Method::Full => Some(Body::Weights),
+        Method::Lora | Method::Qlora => Some(Body::Lora(recipe.lora.clone())),
         Method::Head | Method::Linear => None,
+    };
+    let head = if base.config.is_encoder() { head_size } else { 0 };
+    let memory = |body| MemoryPlan::new(&backend, &base, storage, (body, head), encoded.pass_sizes(recipe));
+    let memory = body.as_ref().map(memory).transpose()?;
+    memory.as_ref().map_or(Ok(()), MemoryPlan::check)?;
+    let model = Model::load(backend, &base, storage)?;
+    let trainable = match body {
+        Some(Body::Weights) => Some(Trainable::weights(&base)?),
+        Some(Body::Lora(lora)) => Some(Adapter::new(lora, &base.config, recipe.seed).into()),
+        None => None,
     };
     let config_json = base.config_json()?;
     let base_record = BaseRecord {
@@ -121,11 +131,10 @@ pub fn train<B: Backend>(
         total_steps: 0,
         steps_done: 0,
         trainable: 0,
-        memory: None,
+        memory,
         parameters: config.parameters(),
         shown: encoded.show(&tokenizer, 3)?,
     };
-    let head_size = encoded.labels.len() * (config.hidden_size + 1);
     let (trained, values, taken, steps, best_step, log_probs, device_bytes) =
         if let Some(trainable) = trainable {
             let mut run = Training::new(model, trainable, lr, &encoded, recipe, observer)?;
@@ -135,8 +144,7 @@ pub fn train<B: Backend>(
             }
             let before = run.trainer.steps();
             let (total_steps, trainable) = (run.total_steps, run.trainer.parameters());
-            let memory = Some(run.trainer.memory());
-            run.observer.started(&Started { total_steps, steps_done: before, trainable, memory, ..started });
+            run.observer.started(&Started { total_steps, steps_done: before, trainable, ..started });
             let mut log = Log::open(&out.join(LOG), before)?;
             run.train_to_the_end(&checkpoint, &mut log, Duration::from_secs_f32(plan.checkpoint_seconds))?;
             let steps = run.trainer.steps();
@@ -270,6 +278,7 @@ impl<'a, B: Backend> Training<'a, B> {
             optimizer: recipe.optimizer.clone(),
             batch,
             rows_per_pass: recipe.rows_per_pass,
+            recompute: recipe.recompute,
             total_steps,
             seed: recipe.seed,
         };

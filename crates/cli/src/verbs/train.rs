@@ -129,6 +129,10 @@ pub(crate) struct RecipeArgs {
     /// Tokens computed at once; lower it to save memory, the result stays the same.
     #[arg(long, value_name = "N")]
     pub(crate) rows_per_pass: Option<usize>,
+    /// Keep only the input of each block of a decoder and compute the rest again in the backward pass: less memory,
+    /// more time, the same result.
+    #[arg(long)]
+    pub(crate) recompute: bool,
     /// Seed of everything random.
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
@@ -182,6 +186,7 @@ impl RecipeArgs {
         recipe.max_steps = self.max_steps.or(recipe.max_steps);
         recipe.batch = self.batch.map(|batch| batch as usize).or(recipe.batch);
         recipe.rows_per_pass = self.rows_per_pass.or(recipe.rows_per_pass);
+        recipe.recompute = self.recompute;
         recipe.seed = self.seed.unwrap_or(recipe.seed);
         recipe.validate_every = self.validate_every.or(recipe.validate_every);
         recipe.patience = self.patience.or(recipe.patience);

@@ -43,10 +43,20 @@ impl Case {
     }
 
     fn trainer_of<B: Backend>(&self, backend: B, what: What, rows_per_pass: usize) -> Trainer<B> {
+        self.trainer_with(backend, what, rows_per_pass, false)
+    }
+
+    fn trainer_with<B: Backend>(
+        &self,
+        backend: B,
+        what: What,
+        rows_per_pass: usize,
+        recompute: bool,
+    ) -> Trainer<B> {
         let model = self.model(backend);
         let examples = if model.is_encoder() { self.texts() } else { self.examples() };
         let (trainable, batch) = (self.trainable(&model, what), examples.len());
-        let options = options(&self.spec["optimizer"], rows_per_pass, batch);
+        let options = TrainerOptions { recompute, ..options(&self.spec["optimizer"], rows_per_pass, batch) };
         let sampler = Sampler::new(batch, batch, 0, None);
         Trainer::new(model, trainable, self.prefix.clone(), examples, sampler, options).unwrap()
     }
@@ -181,6 +191,7 @@ fn weights_in_bf16_learn_near_f32() {
 
 #[test]
 fn a_gpu_trains_every_weight() {
+    let _one_at_a_time = gpu_lock();
     for name in ENCODERS.into_iter().chain(DECODERS) {
         let Some(cuda) = cuda() else { return };
         weights_learn_near_f32(name, cuda);
@@ -189,6 +200,7 @@ fn a_gpu_trains_every_weight() {
 
 #[test]
 fn a_gpu_repeats_the_training_of_weights_to_the_bit() {
+    let _one_at_a_time = gpu_lock();
     for name in [ENCODERS[0], "tied"] {
         let steps = || {
             let mut trainer = Case::open(name).trainer_of(cuda()?, What::Weights, 40);
@@ -197,4 +209,43 @@ fn a_gpu_repeats_the_training_of_weights_to_the_bit() {
         };
         assert_eq!(steps(), steps(), "{name}");
     }
+}
+
+/// Three steps with blocks kept and with blocks computed again, in one pass each and in several.
+fn recomputing_changes_no_bit<B: Backend>(backend: impl Fn() -> Option<B>) {
+    for (name, what) in DECODERS.into_iter().flat_map(|name| [(name, What::Lora), (name, What::Weights)]) {
+        let case = Case::open(name);
+        for rows in [40, 4096] {
+            let (Some(one), Some(other)) = (backend(), backend()) else { return };
+            let mut kept = case.trainer_with(one, what, rows, false);
+            let mut recomputed = case.trainer_with(other, what, rows, true);
+            for _ in 0..3 {
+                assert_eq!(recomputed.step().unwrap(), kept.step().unwrap(), "{name}");
+                assert_eq!(recomputed.gradients(), kept.gradients(), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_computed_again_change_no_bit() {
+    recomputing_changes_no_bit(|| Some(Cpu::<f32>::new()));
+    recomputing_changes_no_bit(|| Some(Cpu::<kernels::bf16>::new()));
+}
+
+#[test]
+fn a_gpu_computes_blocks_again_to_the_bit() {
+    let _one_at_a_time = gpu_lock();
+    recomputing_changes_no_bit(cuda);
+}
+
+#[test]
+fn an_encoder_is_not_recomputed() {
+    let case = Case::open(ENCODERS[0]);
+    let model = case.model(Cpu::<f32>::new());
+    let trainable = case.trainable(&model, What::Lora);
+    let options = TrainerOptions { recompute: true, ..options(&case.spec["optimizer"], 64, 1) };
+    let sampler = Sampler::new(1, 1, 0, None);
+    let found = Trainer::new(model, trainable, Vec::new(), case.texts(), sampler, options);
+    assert!(matches!(found, Err(crate::Error::Recompute)));
 }

@@ -142,6 +142,11 @@ impl Gguf {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
+    /// The type of a tensor.
+    pub fn dtype(&self, name: &str) -> Option<DType> {
+        self.tensors.get(name).map(|entry| entry.dtype)
+    }
+
     /// A tensor, read in place.
     ///
     /// # Errors

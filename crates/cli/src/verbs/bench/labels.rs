@@ -74,6 +74,7 @@ pub(super) fn routing_speed<B: Backend>(
         optimizer: recipe.optimizer.clone(),
         batch: BATCH,
         rows_per_pass: recipe.rows_per_pass,
+        recompute: recipe.recompute,
         total_steps: STEPS,
         seed: recipe.seed,
     };

@@ -72,6 +72,7 @@ impl Training {
             optimizer: recipe.optimizer.clone(),
             batch: self.batch,
             rows_per_pass: recipe.rows_per_pass,
+            recompute: recipe.recompute,
             total_steps: WARM_UP + self.steps,
             seed: recipe.seed,
         };
