@@ -480,6 +480,35 @@ fn a_gpu_stays_near_f32() {
     }
 }
 
+/// Llama 3.2 and Phi-3.5 at their published sizes, which `tools/parity/full_size.py` makes on the same machine.
+#[test]
+fn a_gpu_computes_full_sizes_as_peft_does() {
+    let Some(folder) = std::env::var_os("FRONTDESK_FULL_SIZE") else {
+        eprintln!("skipped: FRONTDESK_FULL_SIZE does not name what tools/parity/full_size.py wrote");
+        return;
+    };
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let Some(cuda) = cuda() else { return };
+        let path = entry.unwrap().path();
+        let name = path.to_str().unwrap();
+        let case = Case::open(name);
+        let mut trainer = case.trainer(cuda, 4096, case.examples().len());
+        let (loss, expected) = (trainer.step().unwrap().loss, number(&case.spec["loss"]["lora"]));
+        let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>().sqrt();
+        let off = named_gradients(&trainer).into_iter().map(|(tensor, (_, found))| {
+            let expected = case.tensor(&format!("lora.grad.{tensor}"));
+            norm(&mut found.iter().zip(&expected).map(|(f, e)| f - e)) / norm(&mut expected.iter().copied())
+        });
+        let worst = off.fold(0.0, f32::max);
+        let theirs = number(&case.spec["deviation_bf16"]["gradients"]);
+        eprintln!(
+            "{name}: loss {loss}, in f32 {expected}; worst gradient off by {worst}, PyTorch's by {theirs}"
+        );
+        assert!((loss - expected).abs() < 0.005 * expected, "{name}: loss {loss}, expected {expected}");
+        assert!(worst < 1.5 * theirs, "{name}: a gradient is off by {worst}, in PyTorch's bf16 by {theirs}");
+    }
+}
+
 #[test]
 fn a_gpu_scores_labels_as_transformers_does() {
     let _one_at_a_time = gpu_lock();
