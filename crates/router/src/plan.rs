@@ -132,7 +132,8 @@ impl Recipe {
         let found = match (self.method_for(base), base.config.is_encoder()) {
             (Method::Full, true) => FULL_ENCODER_LR,
             (Method::Full, false) => FULL_DECODER_LR,
-            _ => LORA_LR,
+            (_, true) => LORA_ENCODER_LR,
+            (_, false) => LORA_DECODER_LR,
         };
         self.lr.unwrap_or(found)
     }
@@ -150,7 +151,8 @@ impl Recipe {
 }
 
 /// Learning rates, as `docs/log.md` found them.
-const LORA_LR: f32 = 2e-3;
+const LORA_DECODER_LR: f32 = 7e-4;
+const LORA_ENCODER_LR: f32 = 1e-3;
 const FULL_DECODER_LR: f32 = 2e-4;
 const FULL_ENCODER_LR: f32 = 2e-4;
 /// Steps below which more passes are made.

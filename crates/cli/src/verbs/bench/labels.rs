@@ -24,6 +24,8 @@ const SIGNS: usize = 8;
 /// Tokens of the shared prefix, and of a query with the turn's end.
 const PREFIX: usize = 46;
 const QUERY: usize = 19;
+/// Learning rate with which these few steps are enough.
+const LR: f32 = 2e-3;
 /// Steps of learning, and their batch.
 const STEPS: u64 = 300;
 const BATCH: usize = 64;
@@ -70,7 +72,7 @@ pub(super) fn routing_speed<B: Backend>(
     });
     let examples: Vec<Example> = examples.collect();
     let options = TrainerOptions {
-        lr: recipe.lr_for(&base),
+        lr: recipe.lr.unwrap_or(LR),
         optimizer: recipe.optimizer.clone(),
         batch: BATCH,
         rows_per_pass: recipe.rows_per_pass,
