@@ -15,7 +15,7 @@ import re
 import sys
 
 SOURCES = pathlib.Path(__file__).resolve().parents[2] / "crates/kernels/src/cuda/source"
-ARCHITECTURES = [75, 80, 90]
+ARCHITECTURES = ["75", "80", "90a"]
 HEAD_SIZES = [6, 10, 64, 96, 128]
 
 
@@ -37,10 +37,12 @@ def programs():
     """Name, source and definitions of each program."""
     common = f'#line 1 "common.cu"\n{(SOURCES / "common.cu").read_text()}'
     for path in sorted(SOURCES.glob("*.cu")):
-        if path.name == "common.cu":
+        if path.name == "common.cu" or path.name.startswith("attention_"):
             continue
         source = f'{common}\n#line 1 "{path.name}"\n{path.read_text()}'
         if path.name == "attention.cu":
+            for more in ("attention_hopper.cu", "attention_hopper_backward.cu"):
+                source += f'\n#line 1 "{more}"\n{path.with_name(more).read_text()}'
             for size in HEAD_SIZES:
                 yield f"attention {size}", source, [f"-DHEAD_SIZE={size}"]
         else:
@@ -79,7 +81,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--usage", action="store_true", help="registers and spills of each kernel")
     parser.add_argument("--only", default="", help="programs whose name begins like this")
-    parser.add_argument("--arch", type=int, action="append", help="75, 80, 90; may be given again")
+    parser.add_argument("--arch", action="append", help="75, 80, 90a; may be given again")
     parser.add_argument("--out", type=pathlib.Path, help="folder for the machine code")
     given = parser.parse_args()
     nvrtc, failed = library(), 0

@@ -374,7 +374,7 @@ impl<B: Backend> Trainer<B> {
 }
 
 /// Bytes that a device needs beside the buffers of a pass: logits, most of all.
-pub(crate) const BESIDE_PASSES: usize = 512 << 20;
+pub(crate) const BESIDE_PASSES: usize = 768 << 20;
 
 /// Rows of a pass, where they were not asked for.
 pub(crate) fn most_rows<B: Backend>(backend: &B) -> usize {

@@ -417,6 +417,9 @@ fn linear_layers_with_and_without_lora() {
             compare!(format!("{inputs} to {outputs}, {rows} rows"), |ops| layer.run(ops, rows));
         }
     }
+    // So many rows take LoRA's share first.
+    let layer = Layer::new(64, 128, &fused);
+    compare!("2100 rows", |ops| layer.run(ops, 2100));
     for format in FORMATS {
         let layer = Layer { bias: true, format: Some(format), ..Layer::new(64, 128, &fused) };
         compare!(format!("{format:?}"), |ops| layer.run(ops, 40));
@@ -516,6 +519,17 @@ fn attention_over_a_shared_beginning_and_over_long_rows() {
             compare!(format!("{shape:?}, {} segments", tree.segments.len()), |ops| attention(
                 ops, &tree, &shape
             ));
+        }
+    }
+}
+
+#[test]
+fn attention_of_rows_that_look_at_many_keys() {
+    let branches = tree(&[(0, 333, false), (1, 200, false), (1, 77, false), (2, 130, false), (4, 5, false)]);
+    for (heads, kv_heads) in [(2, 2), (3, 1), (4, 2), (6, 1), (8, 2)] {
+        for (mask, window) in [(Mask::Causal, None), (Mask::Full, None), (Mask::Causal, Some(90))] {
+            let shape = AttentionShape { mask, window, ..shape(heads, kv_heads, 64) };
+            compare!(format!("{shape:?}"), |ops| attention(ops, &branches, &shape));
         }
     }
 }

@@ -13,74 +13,116 @@ use crate::{AttentionShape, KvColumns, Mask, bf16};
 /// Query heads of a key/value head that a block shares its keys among.
 const GROUP: usize = 4;
 
-/// The kernels for one head size: with tensor cores, or plain.
+/// Which kernels compute a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// A row a warp.
+    Plain,
+    /// Products of a warp.
+    Warp,
+    /// Products of four warps.
+    Warpgroup,
+}
+
+/// The kernels for one head size, and those to be taken.
 struct Kernels {
     program: Arc<Program>,
-    tensor_cores: bool,
+    way: Way,
 }
 
 impl Kernels {
     fn name(&self, kernel: Kernel) -> &'static str {
-        match (kernel, self.tensor_cores) {
-            (Kernel::Forward, true) => "attention_forward",
-            (Kernel::Forward, false) => "attention_forward_plain",
-            (Kernel::BackwardQuery, true) => "attention_backward_query",
-            (Kernel::BackwardQuery, false) => "attention_backward_query_plain",
-            (Kernel::BackwardKey, true) => "attention_backward_key",
-            (Kernel::BackwardKey, false) => "attention_backward_key_plain",
-        }
+        name(kernel, self.way)
     }
 
     /// Blocks and threads of the kernels that go by query items.
     fn by_queries(&self, pass: &Pass, shape: &AttentionShape) -> (usize, usize) {
         let group = shape.heads / shape.kv_heads;
-        if self.tensor_cores {
-            (pass.queries.count * shape.kv_heads * group.div_ceil(GROUP), 64 * group.min(GROUP))
-        } else {
-            (pass.queries.count * shape.heads, 128)
-        }
+        let threads = 64 * group.min(GROUP);
+        let threads = match self.way {
+            Way::Plain => return (pass.queries.count * shape.heads, 128),
+            Way::Warp => threads,
+            Way::Warpgroup => threads.next_multiple_of(128),
+        };
+        (pass.queries.count * shape.kv_heads * group.div_ceil(GROUP), threads)
     }
 
     fn shared(&self, kernel: Kernel, head_dim: usize) -> usize {
-        if self.tensor_cores { shared_bytes(kernel, head_dim) } else { 0 }
+        shared(kernel, self.way, head_dim)
     }
 }
 
+fn name(kernel: Kernel, way: Way) -> &'static str {
+    match (kernel, way) {
+        (Kernel::Forward, Way::Plain) => "attention_forward_plain",
+        (Kernel::Forward, Way::Warp) => "attention_forward",
+        (Kernel::Forward, Way::Warpgroup) => "attention_forward_hopper",
+        (Kernel::BackwardQuery, Way::Plain) => "attention_backward_query_plain",
+        (Kernel::BackwardQuery, Way::Warp) => "attention_backward_query",
+        (Kernel::BackwardQuery, Way::Warpgroup) => "attention_backward_query_hopper",
+        (Kernel::BackwardKey, Way::Plain) => "attention_backward_key_plain",
+        (Kernel::BackwardKey, Way::Warp) => "attention_backward_key",
+        (Kernel::BackwardKey, Way::Warpgroup) => "attention_backward_key_hopper",
+    }
+}
+
+/// Dynamic shared memory of a block, in bytes.
+fn shared(kernel: Kernel, way: Way, head_dim: usize) -> usize {
+    match way {
+        Way::Plain => 0,
+        Way::Warp => shared_bytes(kernel, head_dim),
+        Way::Warpgroup => {
+            // Three stages of keys and values; two, and the block's queries and gradients, or its keys and values.
+            let tiles = match kernel {
+                Kernel::Forward | Kernel::BackwardKey => 6,
+                Kernel::BackwardQuery => 8,
+            };
+            tiles * KEY_TILE * 2 * head_dim
+        }
+    }
+}
+
+/// The head size of the kernels that take products of four warps.
+const WARPGROUP_HEAD: usize = 64;
+/// Keys that a row of a pass looks at on average, from which they are faster.
+const MANY_KEYS: usize = 128;
+
 impl Cuda {
-    fn attention_kernels(&self, head_dim: usize) -> Kernels {
+    fn attention_kernels(&self, head_dim: usize, pass: &Pass) -> Kernels {
         const ALL: [Kernel; 3] = [Kernel::Forward, Kernel::BackwardQuery, Kernel::BackwardKey];
         let tensor_cores = head_dim.is_multiple_of(16) && head_dim <= 128;
+        let warpgroups = head_dim == WARPGROUP_HEAD && self.device.has_warpgroups();
         let mut programs = self.attention.lock().unwrap_or_else(PoisonError::into_inner);
         let program = programs.entry(head_dim).or_insert_with(|| {
-            let source = include_str!("source/attention.cu");
+            let source = concat!(
+                include_str!("source/attention.cu"),
+                include_str!("source/attention_hopper.cu"),
+                include_str!("source/attention_hopper_backward.cu"),
+            );
             let defines = [format!("-DHEAD_SIZE={head_dim}")];
-            let load = |names: &[&'static str]| {
-                Program::load(&self.device, self.cache.as_deref(), "attention", source, &defines, names)
-                    .unwrap_or_else(|error| panic!("{error}"))
+            let ways: &[Way] = match (tensor_cores, warpgroups) {
+                (false, _) => &[Way::Plain],
+                (true, false) => &[Way::Warp],
+                (true, true) => &[Way::Warp, Way::Warpgroup],
             };
-            Arc::new(if tensor_cores {
-                let names = [
-                    "attention_forward",
-                    "attention_backward_query",
-                    "attention_backward_key",
-                    "attention_sum",
-                ];
-                let program = load(&names);
-                for (name, kernel) in names.into_iter().zip(ALL) {
-                    let allowed = program.allow_shared(name, shared_bytes(kernel, head_dim));
-                    allowed.unwrap_or_else(|error| panic!("{error}"));
-                }
-                program
-            } else {
-                load(&[
-                    "attention_forward_plain",
-                    "attention_backward_query_plain",
-                    "attention_backward_key_plain",
-                    "attention_sum",
-                ])
-            })
+            let kernels: Vec<_> = ways.iter().flat_map(|&way| ALL.map(|kernel| (kernel, way))).collect();
+            let mut names: Vec<_> = kernels.iter().map(|&(kernel, way)| name(kernel, way)).collect();
+            names.push("attention_sum");
+            let program =
+                Program::load(&self.device, self.cache.as_deref(), "attention", source, &defines, &names)
+                    .unwrap_or_else(|error| panic!("{error}"));
+            for (kernel, way) in kernels {
+                let allowed = program.allow_shared(name(kernel, way), shared(kernel, way, head_dim));
+                allowed.unwrap_or_else(|error| panic!("{error}"));
+            }
+            Arc::new(program)
         });
-        Kernels { program: program.clone(), tensor_cores }
+        let way = match tensor_cores {
+            false => Way::Plain,
+            true if warpgroups && pass.mean_keys >= MANY_KEYS => Way::Warpgroup,
+            true => Way::Warp,
+        };
+        Kernels { program: program.clone(), way }
     }
 
     pub(super) fn attention_forward(
@@ -92,7 +134,7 @@ impl Cuda {
         pass: &Pass,
         shape: &AttentionShape,
     ) {
-        let kernels = self.attention_kernels(shape.head_dim);
+        let kernels = self.attention_kernels(shape.head_dim, pass);
         let (grid, block) = kernels.by_queries(pass, shape);
         let (causal, window) = mask(shape);
         let args = args![
@@ -136,7 +178,7 @@ impl Cuda {
     ) {
         let (rows, heads, kv_heads) = (pass.rows, shape.heads, shape.kv_heads);
         assert!(rows == 0 || pass.keys.count > 0, "a pass over cached segments has no backward pass");
-        let kernels = self.attention_kernels(shape.head_dim);
+        let kernels = self.attention_kernels(shape.head_dim, pass);
         let (causal, window) = mask(shape);
         let delta = self.scratch.take(Kind::Delta, 4 * rows * heads);
         let parts = self.scratch.take(Kind::Parts, 4 * pass.parts * kv_heads * KEY_TILE * 2 * shape.head_dim);

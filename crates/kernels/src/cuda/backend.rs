@@ -101,7 +101,7 @@ impl Backend for Cuda {
         self.large_products()
     }
     fn rows_at_once(&self) -> usize {
-        4096
+        3072
     }
     fn peak_bytes(&self) -> Option<usize> {
         Some(self.device.most_held())

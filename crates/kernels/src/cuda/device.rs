@@ -81,6 +81,17 @@ impl Device {
         Ok(Arc::new(Self { index: device, context, streams, name, capability, held, most }))
     }
 
+    /// Products of four warps from shared memory, which only this architecture has.
+    pub(super) fn has_warpgroups(&self) -> bool {
+        self.capability == (9, 0)
+    }
+
+    /// What the compiler calls it, with all that it can do.
+    pub(super) fn architecture(&self) -> String {
+        let (major, minor) = self.capability;
+        format!("sm_{major}{minor}{}", if self.has_warpgroups() { "a" } else { "" })
+    }
+
     pub(super) fn stream(&self, lane: Lane) -> sys::CUstream {
         self.streams[lane as usize]
     }

@@ -14,6 +14,8 @@ use crate::{BlockFormat, Linear, Output, Slot, bf16, element};
 const PIECE: usize = 16 << 20;
 /// Rows of an output head that are expanded at a time: 64 MiB at a width of 2048.
 const SLICE_ROWS: usize = 16 << 10;
+/// Rows from which LoRA's share of a product comes first.
+const SHARE_FIRST: usize = 2048;
 /// Values that a thread block of most kernels covers.
 pub(super) const BLOCK_VALUES: usize = 2048;
 
@@ -327,7 +329,9 @@ impl Cuda {
     }
 
     /// A product and LoRA's share: `mid = scale * x down`, `place (+)= x weight + mid up`. `mid` is its address and
-    /// columns, `weight` comes with rows, columns and the length of its sums. The share is added when both are there.
+    /// columns, `weight` comes with rows, columns and the length of its sums. Of few rows the share is added when both
+    /// are there, as `mid` is made beside the product; of many it comes first, so that the output is read once, by the
+    /// large product, which has the time.
     ///
     /// # Safety
     /// As [`super::product::Products::run`].
@@ -341,21 +345,21 @@ impl Cuda {
         scale: f32,
     ) {
         let to = Place { address: mid, stride: width, wide: false, add: false };
+        let share = (Operand::plain(mid, width), up, [rows, columns, width]);
         // SAFETY: by contract.
         unsafe {
+            if rows >= SHARE_FIRST && !place.add {
+                self.products.run(Lane::Main, to, x, down, [rows, width, sums], scale);
+                self.products.run(Lane::Main, place, share.0, share.1, share.2, 1.0);
+                let place = Place { add: true, ..place };
+                return self.products.run(Lane::Main, place, x, weight, [rows, columns, sums], 1.0);
+            }
             self.side.run(Lane::Mid, &[x.address], &[mid], || {
                 self.products.run(Lane::Mid, to, x, down, [rows, width, sums], scale);
             });
             self.products.run(Lane::Main, place, x, weight, [rows, columns, sums], 1.0);
             self.side.settle(&[mid], &[]);
-            self.products.run(
-                Lane::Main,
-                Place { add: true, ..place },
-                Operand::plain(mid, width),
-                up,
-                [rows, columns, width],
-                1.0,
-            );
+            self.products.run(Lane::Main, Place { add: true, ..place }, share.0, share.1, share.2, 1.0);
         }
     }
 

@@ -10,8 +10,9 @@ use super::scratch::Kind;
 use super::{Cuda, args};
 use crate::bf16;
 
-/// Bytes of f32 logits that are kept at a time, at most.
-const LOGIT_BYTES: usize = 256 << 20;
+/// Bytes of f32 logits that are kept at a time, at most: the gradient of the head's input is a product of as many rows,
+/// and of few ones it leaves most of a device idle.
+const LOGIT_BYTES: usize = 512 << 20;
 
 /// Some rows of `h` times the head, in scratch.
 struct Logits {
@@ -37,7 +38,6 @@ impl Cuda {
         self.each_logits(h, head, pass.chosen, |logits| {
             let Logits { address, rows, stride } = logits;
             let (first, count) = (rows.start as u64, rows.len());
-            let d_z = self.scratch.take(Kind::LogitGradients, 2 * count * stride);
             // SAFETY: scratch and buffers hold these rows; the pass has a target and a weight for each.
             unsafe {
                 self.launch(
@@ -46,7 +46,6 @@ impl Cuda {
                     512,
                     args![
                         losses + 4 * first,
-                        d_z,
                         address,
                         pass.targets.address + 4 * first,
                         pass.weights.address + 4 * first,
@@ -56,19 +55,21 @@ impl Cuda {
                     ],
                 );
             }
-            let address = d_h + 4 * first * width as u64;
+            let to = d_h + 4 * first * width as u64;
             self.each_slice(head, |slice, weight| {
-                let place = Place { address, stride: width, wide: true, add: slice.start > 0 };
-                let d_z = Operand::plain(d_z + 2 * slice.start as u64, stride);
+                let place = Place { address: to, stride: width, wide: true, add: slice.start > 0 };
+                // The gradients of a row of logits begin where the logits did.
+                let d_z = Operand::plain(address + 2 * slice.start as u64, 2 * stride);
                 let sizes = [count, width, slice.len()];
                 // SAFETY: as above.
                 unsafe {
                     self.products.run(Lane::Main, place, d_z, Operand::plain(weight, width), sizes, 1.0);
                 }
             });
-            if let Some(address) = d_head {
-                let place = Place { address, stride: width, wide: true, add: true };
-                let (d_z, sizes) = (Operand::transposed(d_z, stride), [vocabulary, width, count]);
+            if let Some(gradient) = d_head {
+                let place = Place { address: gradient, stride: width, wide: true, add: true };
+                let d_z = Operand::transposed(address, 2 * stride);
+                let sizes = [vocabulary, width, count];
                 let h = Operand::plain(read + 2 * (rows.start * width) as u64, width);
                 // SAFETY: as above; the gradient is as large as the head.
                 unsafe { self.products.run(Lane::Main, place, d_z, h, sizes, 1.0) }

@@ -48,6 +48,8 @@ pub struct Pass {
     pub(super) sums: Section,
     /// Parts of the attention's scratch.
     pub(super) parts: usize,
+    /// Keys that a row looks at, on average.
+    pub(super) mean_keys: usize,
 }
 
 impl Pass {
@@ -106,6 +108,7 @@ impl Pass {
             row_ranges: place(row_ranges),
             sums: place(sums),
             parts: plan.parts,
+            mean_keys: plan.mean_keys,
             memory,
             plan,
             words,

@@ -67,6 +67,8 @@ pub(super) struct Plan {
     pub(super) sums: Vec<u32>,
     /// Parts of the scratch, each for the keys and values of [`KEY_TILE`] rows.
     pub(super) parts: usize,
+    /// Keys that a row looks at under a causal mask, on average.
+    pub(super) mean_keys: usize,
     /// The key/value row of each query row; `u32::MAX` for rows without a segment.
     pub(super) kv_rows: Vec<u32>,
 }
@@ -108,6 +110,8 @@ impl Plan {
             self.places.extend(starts[index]..starts[index] + segment.len);
             self.kv_rows.extend(segment.kv_row..segment.kv_row + segment.len);
         }
+        let keys: usize = self.places.iter().map(|&place| place as usize + 1).sum();
+        self.mean_keys = keys / self.places.len().max(1);
         self.places.resize(rows, 0);
         self.kv_rows.resize(rows, NONE);
     }

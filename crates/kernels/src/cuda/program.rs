@@ -44,7 +44,7 @@ impl Program {
         kernels: &[&'static str],
     ) -> Result<Self, CudaError> {
         let source = format!("{COMMON}\n{source}");
-        let architecture = format!("sm_{}{}", device.capability.0, device.capability.1);
+        let architecture = device.architecture();
         let mut options = vec![format!("--gpu-architecture={architecture}"), "--std=c++17".into()];
         options.extend_from_slice(defines);
         let file = cache.map(|folder| folder.join(format!("{}.cubin", key(&source, &options))));

@@ -10,8 +10,8 @@ use super::device::{Device, Memory};
 pub(super) enum Kind {
     /// A matrix of few bits, expanded.
     Expanded,
+    /// Logits, then their gradients.
     Logits,
-    LogitGradients,
     /// The log-sum-exp of each row of logits.
     LogSums,
     /// `sum d_out * out` of each row and head.
@@ -24,7 +24,7 @@ pub(super) enum Kind {
     ColumnSums,
 }
 
-const KINDS: usize = 8;
+const KINDS: usize = 7;
 
 /// All scratch of a device.
 #[derive(Debug)]

@@ -191,33 +191,34 @@ __device__ __forceinline__ void load_left(Left (&left)[STEPS], const bf16* upper
         }
 }
 
-// The rows of a block of the kernels over query items: what its warp works on.
+// The rows of a block of the kernels over query items: what its warp works on, `together` of them with its neighbours.
 struct QueryRows {
     u32 kv_head, lane;
-    // This warp's first row has a token.
+    // The first of the rows together has a token.
     bool active;
     // This lane's two rows.
     bool there[2];
     u32 row[2], head[2];
     // The keys they see: `span` of them, from `least` on.
     u32 least[2], span[2];
-    // Keys that this warp looks at; all of its rows see those before `full_end`.
+    // Keys that the rows together look at; all of them see those before `full_end`.
     u32 begin, full_end, end;
 
-    __device__ QueryRows(const QueryItem& item, u32 heads, u32 kv_heads, Mask mask, u32 block) {
+    __device__ QueryRows(const QueryItem& item, u32 heads, u32 kv_heads, Mask mask, u32 block, u32 together) {
         u32 group = heads / kv_heads, chunks = (group + 3) / 4;
         kv_head = block / chunks % kv_heads, lane = threadIdx.x % 32;
-        u32 first = block % chunks * (blockDim.x / 2) + threadIdx.x / 32 * 16, count = item.tokens * group;
+        u32 chunk = block % chunks * min(group, 4) * QUERY_TILE, count = item.tokens * group;
+        u32 own = threadIdx.x / 32 * 16, first = chunk + own / together * together;
         active = first < count;
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
-            u32 v = first + lane / 4 + 8 * i, token = v / group;
+            u32 v = chunk + own + lane / 4 + 8 * i, token = v / group;
             there[i] = v < count;
             row[i] = item.row + token, head[i] = kv_head * group + v % group;
             least[i] = mask.first(item.place + token);
             span[i] = mask.end(item.place + token, item.total) - least[i];
         }
-        u32 upper = item.place + first / group, lower = item.place + (min(first + 16, count) - 1) / group;
+        u32 upper = item.place + first / group, lower = item.place + (min(first + together, count) - 1) / group;
         begin = mask.first(upper), end = mask.end(lower, item.total);
         full_end = mask.causal && mask.window ? 0 : mask.end(upper, item.total);
     }
@@ -238,7 +239,7 @@ __device__ __forceinline__ void load_keys(bf16* keys, bf16* values, const bf16* 
     }
 }
 
-extern __shared__ uint4 shared_memory[];
+extern __shared__ __align__(1024) uint4 shared_memory[];
 
 extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
     attention_forward(bf16* out, f32* lse, const bf16* qkv, const bf16* kv, u32 kv_stride, u32 k_column, u32 v_column,
@@ -247,7 +248,7 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
     const QueryItem& item = items[blockIdx.x / per_item];
     if (item.tokens == 0) return;
     Mask mask = {window, causal};
-    QueryRows rows(item, heads, kv_heads, mask, blockIdx.x % per_item);
+    QueryRows rows(item, heads, kv_heads, mask, blockIdx.x % per_item, 16);
     ranges += 2 * item.first;
     bf16* tiles = reinterpret_cast<bf16*>(shared_memory);
     u32 lane = rows.lane, width = (heads + 2 * kv_heads) * D;
@@ -346,27 +347,12 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
-    attention_backward_query(bf16* d_qkv, f32* delta, const bf16* d_out, const bf16* out, const f32* lse, const bf16* qkv,
-                             const QueryItem* items, const u32* ranges, u32 heads, u32 kv_heads, u32 window, u32 causal,
-                             f32 scale) {
-    u32 group = heads / kv_heads, per_item = kv_heads * ((group + 3) / 4);
-    const QueryItem& item = items[blockIdx.x / per_item];
-    if (item.tokens == 0) return;
-    Mask mask = {window, causal};
-    QueryRows rows(item, heads, kv_heads, mask, blockIdx.x % per_item);
-    ranges += 2 * item.first;
-    bf16* tiles = reinterpret_cast<bf16*>(shared_memory);
-    u32 lane = rows.lane, width = (heads + 2 * kv_heads) * D;
-    u32 k_column = (heads + rows.kv_head) * D, v_column = k_column + kv_heads * D;
-
-    u32 begin = mask.first(item.place) / KEY_TILE * KEY_TILE;
-    u32 end = mask.end(item.place + item.tokens - 1, item.total);
-    if (begin < end) load_keys(tiles, tiles + TILE, qkv, width, k_column, v_column, item.inner, ranges, begin, end);
-
-    Left q[STEPS], d[STEPS];
+// What the backward pass needs of this lane's rows: queries, gradients, `lse` in base 2, and `delta`, which it writes too.
+__device__ __forceinline__ void load_query(Left (&q)[STEPS], Left (&d)[STEPS], f32 (&shift)[2], f32 (&deltas)[2],
+                                           const QueryRows& rows, f32* delta, const bf16* d_out, const bf16* out,
+                                           const f32* lse, const bf16* qkv, u32 heads, u32 width) {
+    u32 lane = rows.lane;
     const bf16 *q_row[2], *d_row[2];
-    f32 shift[2], deltas[2];
 #pragma unroll
     for (u32 i = 0; i < 2; i++) {
         u64 at = u64(rows.row[i]) * heads + rows.head[i];
@@ -391,6 +377,29 @@ extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
         deltas[i] = sum;
         if (rows.there[i] && lane % 4 == 0) delta[at] = sum;
     }
+}
+
+extern "C" __global__ void __launch_bounds__(QUERY_THREADS)
+    attention_backward_query(bf16* d_qkv, f32* delta, const bf16* d_out, const bf16* out, const f32* lse, const bf16* qkv,
+                             const QueryItem* items, const u32* ranges, u32 heads, u32 kv_heads, u32 window, u32 causal,
+                             f32 scale) {
+    u32 group = heads / kv_heads, per_item = kv_heads * ((group + 3) / 4);
+    const QueryItem& item = items[blockIdx.x / per_item];
+    if (item.tokens == 0) return;
+    Mask mask = {window, causal};
+    QueryRows rows(item, heads, kv_heads, mask, blockIdx.x % per_item, 16);
+    ranges += 2 * item.first;
+    bf16* tiles = reinterpret_cast<bf16*>(shared_memory);
+    u32 lane = rows.lane, width = (heads + 2 * kv_heads) * D;
+    u32 k_column = (heads + rows.kv_head) * D, v_column = k_column + kv_heads * D;
+
+    u32 begin = mask.first(item.place) / KEY_TILE * KEY_TILE;
+    u32 end = mask.end(item.place + item.tokens - 1, item.total);
+    if (begin < end) load_keys(tiles, tiles + TILE, qkv, width, k_column, v_column, item.inner, ranges, begin, end);
+
+    Left q[STEPS], d[STEPS];
+    f32 shift[2], deltas[2];
+    load_query(q, d, shift, deltas, rows, delta, d_out, out, lse, qkv, heads, width);
 
     f32 sums[PIECES][4] = {};
     f32 factor = scale * LOG2_E;

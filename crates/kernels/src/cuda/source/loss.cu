@@ -28,25 +28,29 @@ __device__ Sum sum_row(const f32* z, u32 vocabulary, bool aligned) {
     return {max, block_fold(sum.sum * expf(sum.max - max), Add())};
 }
 
-extern "C" __global__ void __launch_bounds__(512) cross_entropy(f32* losses, bf16* d_z, const f32* z, const u32* targets,
-                                                                const f32* weights, u32 rows, u32 vocabulary, u32 stride) {
+extern "C" __global__ void __launch_bounds__(512) cross_entropy(f32* losses, f32* z, const u32* targets, const f32* weights,
+                                                                u32 rows, u32 vocabulary, u32 stride) {
     u32 row = blockIdx.x, target = targets[row];
     f32 weight = weights[row];
-    z += u64(row) * stride, d_z += u64(row) * stride;
+    z += u64(row) * stride;
+    bf16* d_z = reinterpret_cast<bf16*>(z);
     bool aligned = stride % LANES == 0;
     Sum sum = sum_row(z, vocabulary, aligned);
     f32 lse = sum.max + logf(sum.sum);
     if (threadIdx.x == 0) losses[row] = lse - z[target];
     f32 scale = weight / sum.sum;
-    for (u32 c = threadIdx.x * LANES; c < stride; c += blockDim.x * LANES) {
+    for (u32 first = 0; first < stride; first += blockDim.x * LANES) {
         f32 values[LANES];
-        u32 count = min(stride - c, LANES), real = c < vocabulary ? min(vocabulary - c, LANES) : 0;
+        u32 c = first + threadIdx.x * LANES;
+        u32 count = c < stride ? min(stride - c, LANES) : 0, real = c < vocabulary ? min(vocabulary - c, LANES) : 0;
         read_some(values, z + c, real, aligned && real == LANES);
 #pragma unroll
         for (u32 i = 0; i < LANES; i++) {
             values[i] = i < real ? scale * expf(values[i] - sum.max) : 0.0f;
             if (c + i == target) values[i] -= weight;
         }
+        // A gradient lies over values of a lower column, which have been read by now.
+        __syncthreads();
         write_some(d_z + c, values, count, aligned && count == LANES);
     }
 }
