@@ -28,10 +28,7 @@ pub(crate) struct Tape<B: Backend> {
     d_chosen_x: B::Wide,
     d_h: B::Wide,
     d_y: B::Narrow,
-    d_act: B::Narrow,
-    d_up: B::Narrow,
     d_attention: B::Narrow,
-    d_chosen_attention: B::Narrow,
     d_qkv: B::Narrow,
     /// Of each product, so that what reads one need not be over when the next is written.
     d_mid: [B::Narrow; 4],
@@ -59,10 +56,7 @@ impl<B: Backend> Tape<B> {
             d_chosen_x: wide(width),
             d_h: wide(width),
             d_y: narrow(width),
-            d_act: narrow(block.down.inputs),
-            d_up: narrow(block.up.outputs),
             d_attention: narrow(block.out.inputs),
-            d_chosen_attention: narrow(block.out.inputs),
             d_qkv: narrow(block.qkv.outputs),
             d_mid: std::array::from_fn(|_| narrow(mid.unwrap_or(0))),
         }
@@ -87,7 +81,7 @@ impl<B: Backend> Tape<B> {
         let blocks = if recompute { saved + config.layers * inputs } else { config.layers * saved };
         // The stream's and the tape's own.
         let mid = mids.into_iter().max().unwrap_or(0);
-        let narrow = 3 * width + 2 * down + 3 * attention + up + qkv + 4 * mid;
+        let narrow = 3 * width + down + 2 * attention + qkv + 4 * mid;
         blocks + narrow_size * narrow + size_of::<f32>() * (5 * width + 2)
     }
 
@@ -200,10 +194,10 @@ impl<B: Backend> Model<B> {
         let (ops, block, shape) = (&self.backend, &self.blocks[index], &self.attention_shape(index));
         let (all, width, post) = (ops.rows(pass), self.config.hidden_size, self.post_norm());
         let places = self.weights.as_ref().map(|weights| &weights.blocks[index]);
-        let Tape { stream, saved, d_x, d_chosen_x, d_h, d_y, d_act, d_up, d_qkv, d_mid, .. } = tape;
-        let (before, saved) = saved.split_at(if tape.inputs.is_empty() { index } else { 0 });
+        let Tape { stream, saved, d_x, d_chosen_x, d_h, d_y, d_qkv, d_mid, .. } = tape;
+        let (before, saved) = saved.split_at_mut(if tape.inputs.is_empty() { index } else { 0 });
         let [down_mid, up_mid, out_mid, qkv_mid] = d_mid;
-        let (d_attention, d_chosen, saved) = (&mut tape.d_attention, &mut tape.d_chosen_attention, &saved[0]);
+        let (d_attention, saved) = (&mut tape.d_attention, &mut saved[0]);
         // The last block of a decoder ran its feed-forward on the chosen rows only.
         let narrows = self.narrows(index);
         let (d_out, rows) = if narrows { (&mut *d_chosen_x, ops.chosen(pass)) } else { (&mut *d_x, all) };
@@ -217,16 +211,14 @@ impl<B: Backend> Model<B> {
             }
             ops.round(d_y, d_h, rows * width);
         }
-        ops.linear_backward(Output::Narrow(d_act), down_mid, d_y, &block.down, rows);
-        let feed_forward = block.down.inputs;
+        // From here on `act` and `up` are gradients; `act` becomes itself again, as the adapter's gradient wants it.
+        let (act, d_up, feed_forward) = (&mut stream.act, &mut saved.up, block.down.inputs);
+        ops.linear_backward(Output::Narrow(act), down_mid, d_y, &block.down, rows);
         match self.feed_forward() {
-            FeedForward::Gated(gate) => {
-                ops.gated_backward(d_up, &mut stream.act, d_act, &saved.up, gate, rows, feed_forward);
-            }
-            FeedForward::Plain(f) => {
-                ops.activation_backward(d_up, &mut stream.act, d_act, &saved.up, f, rows, feed_forward);
-            }
+            FeedForward::Gated(gate) => ops.gated_backward(act, d_up, gate, rows, feed_forward),
+            FeedForward::Plain(f) => ops.activation_backward(act, d_up, f, rows, feed_forward),
         }
+        let d_up = &saved.up;
         let x = Inputs { x: &stream.act, mid: &saved.down_mid };
         self.linear_parameters(gradients, x, d_y, down_mid, &block.down, places.map(|p| p.down), rows);
         ops.linear_backward(into(d_h, post), up_mid, d_up, &block.up, rows);
@@ -248,6 +240,8 @@ impl<B: Backend> Model<B> {
 
         let place = places.map(|places| places.out);
         if narrows {
+            // What comes here is narrower than `d_qkv`, which is not there yet.
+            let d_chosen = &mut *d_qkv;
             ops.linear_backward(Output::Narrow(d_chosen), out_mid, d_y, &block.out, rows);
             let x = Inputs { x: &stream.chosen_attention, mid: &saved.out_mid };
             self.linear_parameters(gradients, x, d_y, out_mid, &block.out, place, rows);

@@ -355,7 +355,8 @@ impl<B: Backend> Trainer<B> {
                     let needed = BESIDE_PASSES + rows * row_bytes(model, recompute);
                     return Err(Error::Room { rows, needed, free, fit });
                 }
-                Tape::new(model, model.backend.room(with_growth(rows)), recompute)
+                let room = with_growth(rows).min(rows.max(self.rows_per_pass));
+                Tape::new(model, model.backend.room(room), recompute)
             }
         };
         let tape = self.tape.insert(tape);
@@ -383,7 +384,7 @@ pub(crate) fn most_rows<B: Backend>(backend: &B) -> usize {
 
 /// Some rows more, so that a slightly longer batch does not allocate everything anew.
 pub(crate) fn with_growth(rows: usize) -> usize {
-    rows + rows / 32
+    rows + rows / 64
 }
 
 /// Rows of the largest pass for which the device has room, where it has a memory of its own.

@@ -29,22 +29,14 @@ pub fn forward<E: Element>(act: &mut [E], up: &[E], activation: Activation, widt
     });
 }
 
-/// Writes `d_up` and, once more, `act`.
+/// In place: `act` holds its gradient before and, once more, itself after; `up` becomes its gradient.
 /// # Shapes
-/// All `(T, F)`; the length of `act` gives `T`, `width` is `F`.
-pub fn backward<E: Element>(
-    d_up: &mut [E],
-    act: &mut [E],
-    d_act: &[E],
-    up: &[E],
-    activation: Activation,
-    width: usize,
-) {
+/// Both `(T, F)`; the length of `act` gives `T`, `width` is `F`.
+pub fn backward<E: Element>(act: &mut [E], up: &mut [E], activation: Activation, width: usize) {
     let rows = act.len() / width;
-    let parts = (Rows::new(d_up, width), Rows::new(act, width));
-    for_each_rows(rows, rows_per_job(2 * width), parts, |rows, (d_up, act)| {
-        let at = rows.start * width..rows.end * width;
-        dispatch(Backward { d_up, act, d_act: &d_act[at.clone()], up: &up[at], activation });
+    let parts = (Rows::new(act, width), Rows::new(up, width));
+    for_each_rows(rows, rows_per_job(2 * width), parts, |_, (act, up)| {
+        dispatch(Backward { act, up, activation });
     });
 }
 
@@ -106,10 +98,8 @@ impl<E: Element> Kernel for Forward<'_, E> {
 }
 
 struct Backward<'a, E> {
-    d_up: &'a mut [E],
     act: &'a mut [E],
-    d_act: &'a [E],
-    up: &'a [E],
+    up: &'a mut [E],
     activation: Activation,
 }
 
@@ -117,12 +107,10 @@ impl<E: Element> Kernel for Backward<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        let outputs = self.d_up.chunks_mut(L::N).zip(self.act.chunks_mut(L::N));
-        let inputs = self.d_act.chunks(L::N).zip(self.up.chunks(L::N));
-        for ((d_up, act), (d_act, up)) in outputs.zip(inputs) {
+        for (act, up) in self.act.chunks_mut(L::N).zip(self.up.chunks_mut(L::N)) {
             let (value, slope) = value_and_slope(l, l.read(up), self.activation);
+            l.write(up, l.mul(l.read(act), slope));
             l.write(act, value);
-            l.write(d_up, l.mul(l.read(d_act), slope));
         }
     }
 }
@@ -169,17 +157,11 @@ pub mod reference {
     }
 
     /// See [`super::backward`].
-    pub fn backward<E: Element>(
-        d_up: &mut [E],
-        act: &mut [E],
-        d_act: &[E],
-        up: &[E],
-        activation: Activation,
-    ) {
-        forward(act, up, activation);
-        for ((d_up, d_act), up) in d_up.iter_mut().zip(d_act).zip(up) {
-            let (_, slope) = value_and_slope(f64::from(up.to_f32()), activation);
-            *d_up = E::from_f32((f64::from(d_act.to_f32()) * slope) as f32);
+    pub fn backward<E: Element>(act: &mut [E], up: &mut [E], activation: Activation) {
+        for (act, up) in act.iter_mut().zip(up) {
+            let (value, slope) = value_and_slope(f64::from(up.to_f32()), activation);
+            *up = E::from_f32((f64::from(act.to_f32()) * slope) as f32);
+            *act = E::from_f32(value as f32);
         }
     }
 }
@@ -198,11 +180,11 @@ mod tests {
         let (up, d_act) = values.split_at(values.len() / 2);
         let (up, d_act) = (to(up), to(&d_act[..up.len()]));
         let nan = vec![E::from_f32(f32::NAN); up.len()];
-        let (mut act, mut again, mut d_up) = (nan.clone(), nan.clone(), nan.clone());
+        let (mut act, mut again, mut d_up) = (nan, d_act.clone(), up.clone());
         let width = up.len().min(113);
         let len = up.len() / width * width;
         forward(&mut act[..len], &up, activation, width);
-        backward(&mut d_up[..len], &mut again[..len], &d_act, &up, activation, width);
+        backward(&mut again[..len], &mut d_up[..len], activation, width);
         prop_assert_eq!(&act[..len], &again[..len], "the second act is the first");
         let unit = if E::NAME == "bf16" { 1.0 / 256.0 } else { 1e-6 };
         for i in 0..len {

@@ -257,13 +257,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
     /// `act = gate_fn(gate) * up`. Shapes: `act` `(T, F)`, `gate_up` `(T, 2 F)`: gates, then ups.
     fn gated(&self, act: &mut Self::Narrow, gate_up: &Self::Narrow, gate: Gate, rows: usize, width: usize);
-    /// Writes `d_gate_up` and, once more, `act`.
+    /// In place: `act` holds its gradient before and, once more, itself after; `gate_up` becomes its gradient.
     fn gated_backward(
         &self,
-        d_gate_up: &mut Self::Narrow,
         act: &mut Self::Narrow,
-        d_act: &Self::Narrow,
-        gate_up: &Self::Narrow,
+        gate_up: &mut Self::Narrow,
         gate: Gate,
         rows: usize,
         width: usize,
@@ -278,13 +276,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
         rows: usize,
         width: usize,
     );
-    /// Writes `d_up` and, once more, `act`.
+    /// In place, as [`Backend::gated_backward`].
     fn activation_backward(
         &self,
-        d_up: &mut Self::Narrow,
         act: &mut Self::Narrow,
-        d_act: &Self::Narrow,
-        up: &Self::Narrow,
+        up: &mut Self::Narrow,
         activation: Activation,
         rows: usize,
         width: usize,

@@ -285,19 +285,8 @@ impl<E: Element> Backend for Cpu<E> {
     fn gated(&self, act: &mut Vec<E>, gate_up: &Vec<E>, gate: Gate, rows: usize, width: usize) {
         gated::forward(&mut act[..rows * width], &gate_up[..2 * rows * width], gate, width);
     }
-    fn gated_backward(
-        &self,
-        d_gate_up: &mut Vec<E>,
-        act: &mut Vec<E>,
-        d_act: &Vec<E>,
-        gate_up: &Vec<E>,
-        gate: Gate,
-        rows: usize,
-        width: usize,
-    ) {
-        let len = rows * width;
-        let (d_gate_up, gate_up) = (&mut d_gate_up[..2 * len], &gate_up[..2 * len]);
-        gated::backward(d_gate_up, &mut act[..len], &d_act[..len], gate_up, gate, width);
+    fn gated_backward(&self, act: &mut Vec<E>, gate_up: &mut Vec<E>, gate: Gate, rows: usize, width: usize) {
+        gated::backward(&mut act[..rows * width], &mut gate_up[..2 * rows * width], gate, width);
     }
 
     fn activation(&self, act: &mut Vec<E>, up: &Vec<E>, activation: Activation, rows: usize, width: usize) {
@@ -305,17 +294,14 @@ impl<E: Element> Backend for Cpu<E> {
     }
     fn activation_backward(
         &self,
-        d_up: &mut Vec<E>,
         act: &mut Vec<E>,
-        d_act: &Vec<E>,
-        up: &Vec<E>,
+        up: &mut Vec<E>,
         activation: Activation,
         rows: usize,
         width: usize,
     ) {
         let len = rows * width;
-        let (d_up, act) = (&mut d_up[..len], &mut act[..len]);
-        activation::backward(d_up, act, &d_act[..len], &up[..len], activation, width);
+        activation::backward(&mut act[..len], &mut up[..len], activation, width);
     }
 
     fn cross_entropy(

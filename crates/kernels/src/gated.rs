@@ -23,23 +23,14 @@ pub fn forward<E: Element>(act: &mut [E], gate_up: &[E], gate: Gate, width: usiz
     });
 }
 
-/// Writes `d_gate_up` and, once more, `act`.
+/// In place: `act` holds its gradient before and, once more, itself after; `gate_up` becomes its gradient.
 /// # Shapes
-/// `act`, `d_act`: `(T, F)`; `gate_up`, `d_gate_up`: `(T, 2 F)`.
-pub fn backward<E: Element>(
-    d_gate_up: &mut [E],
-    act: &mut [E],
-    d_act: &[E],
-    gate_up: &[E],
-    gate: Gate,
-    width: usize,
-) {
+/// `act`: `(T, F)`; `gate_up`: `(T, 2 F)`.
+pub fn backward<E: Element>(act: &mut [E], gate_up: &mut [E], gate: Gate, width: usize) {
     let rows = act.len() / width;
-    let parts = (Rows::new(d_gate_up, 2 * width), Rows::new(act, width));
-    for_each_rows(rows, rows_per_job(4 * width), parts, |rows, (d_gate_up, act)| {
-        let gate_up = &gate_up[rows.start * 2 * width..rows.end * 2 * width];
-        let d_act = &d_act[rows.start * width..rows.end * width];
-        dispatch(Backward { d_gate_up, act, d_act, gate_up, gate, width });
+    let parts = (Rows::new(act, width), Rows::new(gate_up, 2 * width));
+    for_each_rows(rows, rows_per_job(4 * width), parts, |_, (act, gate_up)| {
+        dispatch(Backward { act, gate_up, gate, width });
     });
 }
 
@@ -67,10 +58,8 @@ impl<E: Element> Kernel for Forward<'_, E> {
 }
 
 struct Backward<'a, E> {
-    d_gate_up: &'a mut [E],
     act: &'a mut [E],
-    d_act: &'a [E],
-    gate_up: &'a [E],
+    gate_up: &'a mut [E],
     gate: Gate,
     width: usize,
 }
@@ -79,23 +68,20 @@ impl<E: Element> Kernel for Backward<'_, E> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        let Self { d_gate_up, act, d_act, gate_up, gate: Gate::Silu, width } = self;
+        let Self { act, gate_up, gate: Gate::Silu, width } = self;
         let one = l.splat(1.0);
-        let rows = act.chunks_exact_mut(width).zip(d_act.chunks_exact(width));
-        let pairs = d_gate_up.chunks_exact_mut(2 * width).zip(gate_up.chunks_exact(2 * width));
-        for ((act, d_act), (d_row, row)) in rows.zip(pairs) {
-            let ((d_gates, d_ups), (gates, ups)) = (d_row.split_at_mut(width), row.split_at(width));
-            let outputs = d_gates.chunks_mut(L::N).zip(d_ups.chunks_mut(L::N)).zip(act.chunks_mut(L::N));
-            let inputs = gates.chunks(L::N).zip(ups.chunks(L::N)).zip(d_act.chunks(L::N));
-            for (((d_gate, d_up), act), ((gate, up), d_act)) in outputs.zip(inputs) {
-                let (z, up, d) = (l.read(gate), l.read(up), l.read(d_act));
+        for (act, row) in act.chunks_exact_mut(width).zip(gate_up.chunks_exact_mut(2 * width)) {
+            let (gates, ups) = row.split_at_mut(width);
+            let pairs = gates.chunks_mut(L::N).zip(ups.chunks_mut(L::N));
+            for (act, (gates, ups)) in act.chunks_mut(L::N).zip(pairs) {
+                let (z, up, d) = (l.read(gates), l.read(ups), l.read(act));
                 let s = l.sigmoid(z);
                 let silu = l.mul(z, s);
                 // s (1 + z (1 - s)) = s + silu (1 - s)
                 let slope = l.fma(silu, l.sub(one, s), s);
                 l.write(act, l.mul(silu, up));
-                l.write(d_gate, l.mul(l.mul(d, up), slope));
-                l.write(d_up, l.mul(d, silu));
+                l.write(gates, l.mul(l.mul(d, up), slope));
+                l.write(ups, l.mul(d, silu));
             }
         }
     }
@@ -120,23 +106,14 @@ pub mod reference {
     }
 
     /// See [`super::backward`].
-    pub fn backward<E: Element>(
-        d_gate_up: &mut [E],
-        act: &mut [E],
-        d_act: &[E],
-        gate_up: &[E],
-        Gate::Silu: Gate,
-        width: usize,
-    ) {
-        let rows = act.chunks_exact_mut(width).zip(d_act.chunks_exact(width));
-        let pairs = d_gate_up.chunks_exact_mut(2 * width).zip(gate_up.chunks_exact(2 * width));
-        for ((act, d_act), (d_row, row)) in rows.zip(pairs) {
+    pub fn backward<E: Element>(act: &mut [E], gate_up: &mut [E], Gate::Silu: Gate, width: usize) {
+        for (act, row) in act.chunks_exact_mut(width).zip(gate_up.chunks_exact_mut(2 * width)) {
             for i in 0..width {
-                let (z, up, d) = (row[i].to_f32(), row[width + i].to_f32(), d_act[i].to_f32());
+                let (z, up, d) = (row[i].to_f32(), row[width + i].to_f32(), act[i].to_f32());
                 let s = sigmoid(z);
                 act[i] = E::from_f32(z * s * up);
-                d_row[i] = E::from_f32(d * up * s * (1.0 + z * (1.0 - s)));
-                d_row[width + i] = E::from_f32(d * z * s);
+                row[i] = E::from_f32(d * up * s * (1.0 + z * (1.0 - s)));
+                row[width + i] = E::from_f32(d * z * s);
             }
         }
     }
@@ -162,12 +139,12 @@ mod tests {
         let plain = |values: &[E]| values.iter().map(|v| v.to_f32()).collect::<Vec<f32>>();
         let (wide_gate_up, wide_d_act) = (plain(&gate_up), plain(&d_act));
         let mut act = vec![E::from_f32(f32::NAN); d_act.len()];
-        let (mut again, mut d) = (act.clone(), vec![E::from_f32(f32::NAN); gate_up.len()]);
+        let (mut again, mut d) = (d_act, gate_up.clone());
         forward(&mut act, &gate_up, Gate::Silu, width);
-        backward(&mut d, &mut again, &d_act, &gate_up, Gate::Silu, width);
+        backward(&mut again, &mut d, Gate::Silu, width);
         prop_assert_eq!(&act, &again, "the second act is the first");
-        let (mut exact, mut exact_d) = (vec![0.0; d_act.len()], vec![0.0; gate_up.len()]);
-        reference::backward(&mut exact_d, &mut exact, &wide_d_act, &wide_gate_up, Gate::Silu, width);
+        let (mut exact, mut exact_d) = (wide_d_act.clone(), wide_gate_up.clone());
+        reference::backward(&mut exact, &mut exact_d, Gate::Silu, width);
         let unit = if E::NAME == "bf16" { 1.0 / 256.0 } else { 1e-6 };
         for i in 0..act.len() {
             let (row, c) = (i / width, i % width);
@@ -204,8 +181,8 @@ mod tests {
     fn reference_backward_is_the_slope_of_the_forward_pass() {
         let silu_up = |z: f64, up: f64| z / (1.0 + (-z).exp()) * up;
         for (z, up) in [(-8.0, 0.5), (-1.25, 2.0), (0.0, -1.0), (0.75, 0.25), (6.0, 3.0)] {
-            let (mut d, mut act) = ([0.0f32; 2], [0.0f32]);
-            reference::backward(&mut d, &mut act, &[2.0], &[z as f32, up as f32], Gate::Silu, 1);
+            let (mut d, mut act) = ([z as f32, up as f32], [2.0f32]);
+            reference::backward(&mut act, &mut d, Gate::Silu, 1);
             let step = 1e-5;
             let by_gate = (silu_up(z + step, up) - silu_up(z - step, up)) / step;
             let by_up = (silu_up(z, up + step) - silu_up(z, up - step)) / step;

@@ -367,21 +367,18 @@ impl Backend for Cuda {
     }
     fn gated_backward(
         &self,
-        d_gate_up: &mut Narrow,
         act: &mut Narrow,
-        d_act: &Narrow,
-        gate_up: &Narrow,
+        gate_up: &mut Narrow,
         Gate::Silu: Gate,
         rows: usize,
         width: usize,
     ) {
         let len = rows * width;
-        let (d_gate_up, gate_up) = (d_gate_up.first(2 * len), gate_up.first(2 * len));
-        let (act, d_act) = (act.first(len), d_act.first(len));
-        let (touches, args) =
-            ([&[d_act, gate_up][..], &[d_gate_up, act]], args![d_gate_up, act, d_act, gate_up, rows, width]);
+        let (act, gate_up) = (act.first(len), gate_up.first(2 * len));
         // SAFETY: the lengths were checked.
-        unsafe { self.each(touches, "gated_backward", len, args) }
+        unsafe {
+            self.each([&[], &[act, gate_up]], "gated_backward", len, args![act, gate_up, rows, width]);
+        }
     }
 
     fn activation(&self, act: &mut Narrow, up: &Narrow, activation: Activation, rows: usize, width: usize) {
@@ -394,20 +391,18 @@ impl Backend for Cuda {
     }
     fn activation_backward(
         &self,
-        d_up: &mut Narrow,
         act: &mut Narrow,
-        d_act: &Narrow,
-        up: &Narrow,
+        up: &mut Narrow,
         activation: Activation,
         rows: usize,
         width: usize,
     ) {
         let len = rows * width;
-        let [d_up, act, d_act, up] = [&*d_up, &*act, d_act, up].map(|values| values.first(len));
-        let (touches, args) =
-            ([&[d_act, up][..], &[d_up, act]], args![d_up, act, d_act, up, tanh(activation), len]);
+        let (act, up) = (act.first(len), up.first(len));
         // SAFETY: the lengths were checked.
-        unsafe { self.each(touches, "activation_backward", len, args) }
+        unsafe {
+            self.each([&[], &[act, up]], "activation_backward", len, args![act, up, tanh(activation), len]);
+        }
     }
 
     fn cross_entropy(&self, losses: &mut Wide, d_h: &mut Wide, h: &Narrow, head: &Matrix, pass: &Pass) {

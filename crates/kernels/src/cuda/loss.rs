@@ -10,9 +10,9 @@ use super::scratch::Kind;
 use super::{Cuda, args};
 use crate::bf16;
 
-/// Bytes of f32 logits that are kept at a time, at most: the gradient of the head's input is a product of as many rows,
-/// and of few ones it leaves most of a device idle.
-const LOGIT_BYTES: usize = 512 << 20;
+/// Bytes of f32 logits that are kept at a time: a third of all, but at least and at most so many. The gradient of the
+/// head's input is a product of as many rows, and of few ones it leaves most of a device idle.
+const LOGIT_BYTES: [usize; 2] = [256 << 20, 512 << 20];
 
 /// Some rows of `h` times the head, in scratch.
 struct Logits {
@@ -109,7 +109,8 @@ impl Cuda {
     fn each_logits(&self, h: &Values<bf16>, head: &Matrix, rows: usize, mut body: impl FnMut(Logits)) {
         let (vocabulary, width) = (head.rows(), head.cols());
         let stride = vocabulary.next_multiple_of(8);
-        let most = (LOGIT_BYTES / (4 * stride) / 64 * 64).max(64);
+        let bytes = (4 * stride * rows / 3).clamp(LOGIT_BYTES[0], LOGIT_BYTES[1]);
+        let most = (bytes / (4 * stride) / 64 * 64).max(64);
         // As even as can be.
         let at_once = rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(64);
         let h = h.first(rows * width);

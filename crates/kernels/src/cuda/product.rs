@@ -11,8 +11,8 @@ use cudarc::cublaslt::sys;
 use super::CudaError;
 use super::device::{Device, Lane, Memory};
 
-/// What cuBLASLt recommends for Hopper.
-const WORKSPACE: usize = 32 << 20;
+/// Bytes for each stream: what cuBLASLt recommends for Hopper; less for LoRA's small products.
+const WORKSPACES: [usize; 3] = [32 << 20, 8 << 20, 8 << 20];
 
 /// A bf16 matrix, row-major, as it lies or transposed.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +52,7 @@ struct Shape {
     transposed: [bool; 2],
     wide: bool,
     alignments: [u32; 3],
+    workspace: usize,
 }
 
 /// A product that has been looked up.
@@ -79,8 +80,8 @@ unsafe impl Sync for Products {}
 
 impl Products {
     pub(super) fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
-        let workspace = || Memory::try_new(device, WORKSPACE);
-        let workspaces = [workspace()?, workspace()?, workspace()?];
+        let [main, gradients, mid] = WORKSPACES.map(|bytes| Memory::try_new(device, bytes));
+        let workspaces = [main?, gradients?, mid?];
         let handle = lt::create_handle()
             .map_err(|error| CudaError::Driver { doing: "start cuBLASLt", reason: error.to_string() })?;
         Ok(Self { device: device.clone(), handle, workspaces, recipes: Mutex::default() })
@@ -109,6 +110,7 @@ impl Products {
             transposed: [a.transposed, b.transposed],
             wide: d.wide,
             alignments: [a.address, b.address, d.address].map(|address| 1 << address.trailing_zeros().min(8)),
+            workspace: WORKSPACES[lane as usize],
         };
         self.device.bind();
         let mut recipes = self.recipes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,7 +138,7 @@ impl Products {
                 out,
                 &raw const recipe.algorithm,
                 pointer(self.workspaces[lane as usize].address),
-                WORKSPACE,
+                shape.workspace,
                 self.device.stream(lane).cast(),
             )
         }
@@ -175,7 +177,7 @@ impl Products {
                 let value = i32::from(transposed);
                 lt::set_matmul_desc_attribute(description, attribute, (&raw const value).cast(), 4)?;
             }
-            let bytes = WORKSPACE;
+            let bytes = shape.workspace;
             let most = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
             lt::set_matmul_pref_attribute(preference, most, (&raw const bytes).cast(), 8)?;
             for (attribute, value) in [

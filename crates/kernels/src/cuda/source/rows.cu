@@ -258,11 +258,11 @@ extern "C" __global__ void gated(bf16* act, const bf16* gate_up, u32 rows, u32 w
     write_some(act + piece.at, ups, piece.count, piece.whole);
 }
 
-extern "C" __global__ void gated_backward(bf16* d_gate_up, bf16* act, const bf16* d_act, const bf16* gate_up, u32 rows,
-                                          u32 width) {
+// In place: a thread reads its values before it writes them.
+extern "C" __global__ void gated_backward(bf16* act, bf16* gate_up, u32 rows, u32 width) {
     Piece piece = flat_piece(rows * width);
     f32 gates[LANES], ups[LANES], slopes[LANES];
-    read_some(slopes, d_act + piece.at, piece.count, piece.whole);
+    read_some(slopes, act + piece.at, piece.count, piece.whole);
     read_pairs(gates, ups, gate_up, piece, width);
     f32 acts[LANES];
 #pragma unroll
@@ -274,7 +274,7 @@ extern "C" __global__ void gated_backward(bf16* d_gate_up, bf16* act, const bf16
     }
     write_some(act + piece.at, acts, piece.count, piece.whole);
     if (piece.whole && width % LANES == 0) {
-        bf16* to = d_gate_up + gates_at(piece.at, width);
+        bf16* to = gate_up + gates_at(piece.at, width);
         write(to, gates);
         write(to + width, ups);
         return;
@@ -282,7 +282,7 @@ extern "C" __global__ void gated_backward(bf16* d_gate_up, bf16* act, const bf16
 #pragma unroll
     for (u32 i = 0; i < LANES; i++) {
         if (i >= piece.count) return;
-        bf16* to = d_gate_up + gates_at(piece.at + i, width);
+        bf16* to = gate_up + gates_at(piece.at + i, width);
         write_one(to, gates[i]), write_one(to + width, ups[i]);
     }
 }
@@ -311,11 +311,11 @@ extern "C" __global__ void activation(bf16* act, const bf16* up, u32 tanh, u32 l
     write_some(act + piece.at, values, piece.count, piece.whole);
 }
 
-extern "C" __global__ void activation_backward(bf16* d_up, bf16* act, const bf16* d_act, const bf16* up, u32 tanh, u32 len) {
+extern "C" __global__ void activation_backward(bf16* act, bf16* up, u32 tanh, u32 len) {
     Piece piece = flat_piece(len);
     f32 values[LANES], slopes[LANES];
     read_some(values, up + piece.at, piece.count, piece.whole);
-    read_some(slopes, d_act + piece.at, piece.count, piece.whole);
+    read_some(slopes, act + piece.at, piece.count, piece.whole);
 #pragma unroll
     for (u32 i = 0; i < LANES; i++) {
         Curve curve = gelu(values[i], tanh);
@@ -323,7 +323,7 @@ extern "C" __global__ void activation_backward(bf16* d_up, bf16* act, const bf16
         slopes[i] *= curve.slope;
     }
     write_some(act + piece.at, values, piece.count, piece.whole);
-    write_some(d_up + piece.at, slopes, piece.count, piece.whole);
+    write_some(up + piece.at, slopes, piece.count, piece.whole);
 }
 
 template <typename T>
