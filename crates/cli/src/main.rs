@@ -60,7 +60,9 @@ enum Done {
 fn run() -> anyhow::Result<Done> {
     let args = config::with_file(std::env::args_os(), &Cli::command())?;
     let verb = Cli::parse_from(args).verb;
-    formats::remember_hashes(hub::Hub::from_env().home.join("hashes"));
+    let home = hub::Hub::from_env().home;
+    formats::remember_hashes(home.join("hashes"));
+    router::keep_packed(home.join("packed"));
     match verb {
         Verb::Demo(args) => verbs::demo::run(&args),
         Verb::Pull(args) => verbs::pull::run(&args),

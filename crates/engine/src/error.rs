@@ -89,6 +89,14 @@ pub enum Error {
     /// An encoder's blocks are not computed again.
     #[error("an encoder's passes are kept whole: recomputing blocks is for decoders")]
     Recompute,
+    /// A packed copy that holds something else than the model.
+    #[error("the packed copy of the model does not hold its matrix of {rows} x {cols}")]
+    Image {
+        /// Outputs.
+        rows: usize,
+        /// Inputs.
+        cols: usize,
+    },
     /// A snapshot from another set-up.
     #[error("the checkpoint does not fit: {problem}")]
     Snapshot {

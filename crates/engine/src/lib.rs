@@ -10,6 +10,7 @@ mod error;
 mod features;
 mod forward;
 mod head;
+mod image;
 mod lora;
 mod memory;
 mod model;

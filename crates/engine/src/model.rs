@@ -1,15 +1,18 @@
 //! A model on a device: frozen weights, and the places where LoRA attaches.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 
 use formats::{BaseModel, DType, ModelConfig, Part};
 use kernels::linear::nf4;
-use kernels::{Activation, AttentionShape, Backend, BlockFormat, Encoding, Gate, Linear, Mask, Norm, Slot};
+use kernels::{
+    Activation, AttentionShape, Backend, BlockFormat, Encoding, Gate, Images, Linear, Mask, Norm, Slot,
+};
 
-use crate::Result;
 use crate::block::Block;
 use crate::lora::{Adapter, LoraEntry};
 use crate::weights::{Place, Weights};
+use crate::{Error, Result};
 
 /// Positions for which rotary angles are kept; longer inputs are refused.
 const MAX_POSITIONS: usize = 8192;
@@ -38,7 +41,7 @@ pub struct Model<B: Backend> {
     /// A row for each position, added to the tokens'; `None` where positions are rotary.
     pub(crate) position_table: Option<B::Matrix>,
     /// `None` when the embedding serves as the head (tied).
-    head: Option<B::Matrix>,
+    pub(crate) head: Option<B::Matrix>,
     pub(crate) blocks: Vec<Block<B>>,
     /// The norm outside the blocks: after the last one, or, where norms follow the sums, that of the embeddings.
     pub(crate) norm: Norm<B>,
@@ -55,7 +58,7 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// When a tensor is missing or has another shape than the config says.
     pub fn load(backend: B, base: &BaseModel, storage: Storage) -> Result<Self> {
-        Self::load_blocks(backend, base, storage, |_, _, _| {})
+        Self::load_blocks(backend, base, Source::Files(storage), |_, _, _| {})
     }
 
     /// Reads the base model's weights as [`Model::load`] does, merges the adapter into them, if there is one, and
@@ -72,7 +75,7 @@ impl<B: Backend> Model<B> {
     ) -> Result<Self> {
         let merge = Merge::new(adapter, &base.config, encoding);
         // One block after the other, so that what only the merging needs uses the same memory again and again.
-        let mut model = Self::load_blocks(backend, base, storage, |backend, layer, block| {
+        let mut model = Self::load_blocks(backend, base, Source::Files(storage), |backend, layer, block| {
             merge.run(backend, layer, block);
         })?;
         model.encode_head(encoding);
@@ -95,15 +98,15 @@ impl<B: Backend> Model<B> {
     }
 
     /// Loads the model, handing each block over as soon as it is there.
-    fn load_blocks(
+    pub(crate) fn load_blocks(
         backend: B,
         base: &BaseModel,
-        storage: Storage,
+        source: Source<'_>,
         mut ready: impl FnMut(&B, usize, &mut Block<B>),
     ) -> Result<Self> {
         let config = base.config.clone();
         let traits = config.family.traits();
-        let reader = Reader { backend: &backend, base, storage };
+        let reader = Reader { backend: &backend, base, source };
         let mut blocks = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             let linear = |parts: &[Part]| reader.linear(layer, parts);
@@ -338,11 +341,20 @@ impl<B: Backend> Block<B> {
     }
 }
 
+/// Where matrices come from; all else always comes from the base's files.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    /// The base's files.
+    Files(Storage),
+    /// Images, in the order in which they are asked for.
+    Images(&'a RefCell<Images>),
+}
+
 /// Brings a base model's tensors to the device.
 struct Reader<'a, B> {
     backend: &'a B,
     base: &'a BaseModel,
-    storage: Storage,
+    source: Source<'a>,
 }
 
 impl<B: Backend> Reader<'_, B> {
@@ -399,7 +411,7 @@ impl<B: Backend> Reader<'_, B> {
         let tensors = names.iter().map(|name| self.base.tensor(name)).collect::<formats::Result<Vec<_>>>()?;
         let cols = tensors[0].row_len();
         let few = matches!(block_format(&tensors, cols), Some(BlockFormat::Q4_0 | BlockFormat::Q4_1));
-        if self.storage != Storage::FourBits || few || !cols.is_multiple_of(32) {
+        if !matches!(self.source, Source::Files(Storage::FourBits)) || few || !cols.is_multiple_of(32) {
             return self.matrix(names);
         }
         let raw: Vec<u8> = tensors.iter().flat_map(|tensor| nf4::quantize(&tensor.to_f32())).collect();
@@ -411,8 +423,14 @@ impl<B: Backend> Reader<'_, B> {
     fn matrix(&self, names: &[String]) -> Result<(B::Matrix, usize, usize)> {
         let tensors = names.iter().map(|name| self.base.tensor(name)).collect::<formats::Result<Vec<_>>>()?;
         let (rows, cols) = (tensors.iter().map(formats::Tensor::rows).sum(), tensors[0].row_len());
-        if let (Storage::AsStored | Storage::FourBits, Some(format)) =
-            (self.storage, block_format(&tensors, cols))
+        let storage = match self.source {
+            Source::Files(storage) => storage,
+            Source::Images(images) => {
+                let matrix = self.backend.matrix_from_image(rows, cols, &mut images.borrow_mut());
+                return Ok((matrix.ok_or(Error::Image { rows, cols })?, rows, cols));
+            }
+        };
+        if let (Storage::AsStored | Storage::FourBits, Some(format)) = (storage, block_format(&tensors, cols))
         {
             let parts: Vec<&[u8]> = tensors.iter().map(|tensor| &tensor.bytes[..]).collect();
             let raw = if let [whole] = parts[..] { Cow::Borrowed(whole) } else { parts.concat().into() };

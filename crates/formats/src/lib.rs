@@ -34,6 +34,7 @@ pub use family::{Family, Traits};
 pub use gguf::{FileType, Gguf, GgufWriter};
 pub use hashes::remember_hashes;
 pub use layout::{Part, Slot, slots};
+pub use map::map;
 pub use peft::{Adapter, AdapterConfig};
 pub use rope::{Rope, RopeScaling};
 pub use shards::write_model;

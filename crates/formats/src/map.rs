@@ -31,6 +31,20 @@ impl Bytes {
     }
 }
 
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+/// The bytes of a file, mapped: pages are read as they are touched. What changes the file must replace it by a rename.
+///
+/// # Errors
+/// [`Error::Read`].
+pub fn map(path: impl AsRef<Path>) -> Result<impl AsRef<[u8]> + Send + Sync + 'static> {
+    Bytes::map(path.as_ref())
+}
+
 impl Deref for Bytes {
     type Target = [u8];
 

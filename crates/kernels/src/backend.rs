@@ -1,8 +1,8 @@
 //! The list of ops that a device offers to the engine.
 
 use crate::{
-    Activation, AdamW, AttentionShape, BlockFormat, Direction, Encoding, Gate, KvColumns, Linear, Norm,
-    TreeLayout,
+    Activation, AdamW, AttentionShape, BlockFormat, Direction, Encoding, Gate, Images, KvColumns, Linear,
+    Norm, TreeLayout,
 };
 
 /// Where a product goes.
@@ -110,6 +110,21 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Builds a frozen `(rows, cols)` matrix that keeps the few bits of a file's blocks, row-major; products are the
     /// same as with the expanded matrix. `cols` is a multiple of 32.
     fn matrix_from_blocks(&self, format: BlockFormat, rows: usize, cols: usize, raw: &[u8]) -> Self::Matrix;
+    /// What images of matrices depend on beside the matrix; `None` where the device makes none.
+    fn image_layout(&self) -> Option<String> {
+        None
+    }
+    /// Writes a matrix as it lies in memory, for [`Backend::matrix_from_image`] of a device with the same layout.
+    ///
+    /// # Errors
+    /// When `out` does not take it, or the device makes no images.
+    fn write_image(&self, _matrix: &Self::Matrix, _out: &mut dyn std::io::Write) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+    /// The next matrix of `images`, which stays where it is; `None` when it is not one of `rows` by `cols`.
+    fn matrix_from_image(&self, _rows: usize, _cols: usize, _images: &mut Images) -> Option<Self::Matrix> {
+        None
+    }
     /// Bytes that a matrix occupies.
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
 

@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use crate::linear::{Layer, PackedAdapter, PackedMatrix, Target};
 use crate::{
-    Activation, AdamW, AttentionShape, Backend, BlockFormat, Direction, Element, Encoding, Gate, KvColumns,
-    Linear, Norm, Output, PassSpec, TreeLayout, activation, adamw, attention, columns, cross_entropy,
-    element, embed, gated, isa, linear, norm, rotary,
+    Activation, AdamW, AttentionShape, Backend, BlockFormat, Direction, Element, Encoding, Gate, Images,
+    KvColumns, Linear, Norm, Output, PassSpec, TreeLayout, activation, adamw, attention, columns,
+    cross_entropy, element, embed, gated, isa, linear, norm, rotary,
 };
 
 /// The processor, computing in `E`.
@@ -144,6 +144,15 @@ impl<E: Element> Backend for Cpu<E> {
         raw: &[u8],
     ) -> PackedMatrix<E> {
         PackedMatrix::from_blocks(format, rows, cols, raw)
+    }
+    fn image_layout(&self) -> Option<String> {
+        Some(format!("{} {}", linear::LAYOUT, self.name()))
+    }
+    fn write_image(&self, matrix: &PackedMatrix<E>, out: &mut dyn std::io::Write) -> std::io::Result<()> {
+        matrix.write_image(out)
+    }
+    fn matrix_from_image(&self, rows: usize, cols: usize, images: &mut Images) -> Option<PackedMatrix<E>> {
+        PackedMatrix::from_image(rows, cols, images)
     }
     fn matrix_bytes(&self, matrix: &PackedMatrix<E>) -> usize {
         matrix.bytes()

@@ -42,7 +42,7 @@ pub use element::Element;
 pub use gated::Gate;
 pub use half::bf16;
 pub use isa::Isa;
-pub use linear::{BlockFormat, Encoding, Linear, Slot, peak_flops};
+pub use linear::{BlockFormat, Encoding, Images, Linear, Mapped, Slot, peak_flops};
 pub use norm::Norm;
 pub use rotary::Direction;
 pub use tree::{Segment, TreeLayout};

@@ -12,6 +12,7 @@ mod blocks;
 pub(crate) mod bytes;
 mod exp;
 mod gradient;
+mod image;
 pub(crate) mod kernel;
 mod matrix;
 mod merge;
@@ -35,6 +36,7 @@ use crate::{Backend, Element, Isa, isa};
 
 pub use self::adapter::PackedAdapter;
 pub use self::blocks::BlockFormat;
+pub use self::image::{Images, LAYOUT, Mapped};
 pub use self::matrix::PackedMatrix;
 pub use self::merge::{Encoding, merge};
 pub use self::peak::peak_flops;

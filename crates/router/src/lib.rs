@@ -13,6 +13,7 @@ mod linear;
 mod log;
 mod manifest;
 mod observer;
+mod packed;
 mod plan;
 mod prompt;
 mod router;
@@ -31,6 +32,7 @@ pub use manifest::{
     BaseRecord, CascadeRecord, DataRecord, LabelRecord, Manifest, Measured, ValidationRecord,
 };
 pub use observer::{Observer, Started, Validated};
+pub use packed::keep_packed;
 pub use plan::{Method, Plan, Recipe};
 pub use prompt::{DEFAULT_SYSTEM, Prompt, Query};
 pub use router::{Answer, Router};

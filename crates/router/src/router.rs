@@ -12,6 +12,7 @@ use routing::linear::LinearModel;
 
 use crate::Result;
 use crate::manifest::Manifest;
+use crate::packed;
 use crate::plan::Method;
 use crate::prompt::Query;
 use crate::run::RunFolder;
@@ -80,9 +81,16 @@ impl<B: Backend> Router<B> {
         let (checked, tokenizer, model) = std::thread::scope(|scope| {
             let checked = scope.spawn(|| run.check_base(base));
             let tokenizer = scope.spawn(|| run.tokenizer());
-            let adapter = method.has_adapter().then(|| run.adapter(&base.config)).transpose();
-            let model = adapter
-                .and_then(|adapter| read_model(backend, base, storage, method, adapter.as_ref(), encoding));
+            let read = |backend| {
+                let adapter = method.has_adapter().then(|| run.adapter(&base.config)).transpose()?;
+                read_model(backend, base, storage, method, adapter.as_ref(), encoding)
+            };
+            let merges = matches!(method, Method::Lora | Method::Full) && !by_head;
+            let model = if merges {
+                packed::kept_or(backend, base, &run.manifest, encoding, read)
+            } else {
+                read(backend)
+            };
             (join(checked), join(tokenizer), model)
         });
         checked?;

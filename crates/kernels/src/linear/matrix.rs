@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::blocks::BlockFormat;
 use super::bytes::OFFSET;
+use super::image::Kept;
 use super::kernel::{COLUMNS, Compute};
 use super::product::{CHUNK, Right};
 use super::words::{Scratch, Words, prefetch};
@@ -17,7 +18,7 @@ pub struct PackedMatrix<E> {
     rows: usize,
     cols: usize,
     form: Form,
-    words: Words,
+    words: Kept,
     element: PhantomData<E>,
 }
 
@@ -37,10 +38,11 @@ impl<E: Element> PackedMatrix<E> {
     pub fn new(rows: usize, cols: usize, read: &mut dyn FnMut(usize, &mut [f32])) -> Self {
         let mut matrix = Self::zeros(rows, cols, Form::Values);
         let panel_words = matrix.panel_words();
+        let all = matrix.parts_mut().0;
         // Some panels at a time: one thread reads, all pack.
         let batch = (8 * pool::threads()).min(rows.div_ceil(COLUMNS));
         let mut values = vec![0.0; batch * COLUMNS * cols];
-        for (i, words) in matrix.words.chunks_mut((batch * panel_words).max(1)).enumerate() {
+        for (i, words) in all.chunks_mut((batch * panel_words).max(1)).enumerate() {
             let first = i * batch * COLUMNS;
             let count = (rows - first).min(batch * COLUMNS);
             for (row, values) in values.chunks_mut(cols).take(count).enumerate() {
@@ -59,7 +61,8 @@ impl<E: Element> PackedMatrix<E> {
         assert!(matches!(self.form, Form::Values), "only values of the compute type are replaced");
         assert_eq!(values.len(), self.rows * self.cols, "a value for each place");
         let panel_words = self.panel_words();
-        pack_panels::<E>(&mut self.words, panel_words, values, self.cols);
+        let cols = self.cols;
+        pack_panels::<E>(self.parts_mut().0, panel_words, values, cols);
     }
 
     /// Builds the matrix from the blocks of a file, row-major, and keeps their few bits.
@@ -74,7 +77,7 @@ impl<E: Element> PackedMatrix<E> {
         );
         let mut matrix = Self::zeros(rows, cols, Form::Blocks(format));
         let panel_words = matrix.panel_words();
-        pool::for_each_chunk(&mut matrix.words, panel_words, |panel, words| {
+        pool::for_each_chunk(matrix.parts_mut().0, panel_words, |panel, words| {
             let raw = raw.chunks_exact(blocks * bytes).skip(panel * COLUMNS).take(COLUMNS);
             let words: &mut [u8] = bytemuck::cast_slice_mut(words);
             for (n, row) in raw.enumerate() {
@@ -153,9 +156,24 @@ impl<E: Element> PackedMatrix<E> {
     }
 
     pub(super) fn zeros(rows: usize, cols: usize, form: Form) -> Self {
-        let mut matrix = Self { rows, cols, form, words: Words::default(), element: PhantomData };
-        matrix.words = Words::zeros(rows.div_ceil(COLUMNS) * matrix.panel_words());
+        let mut matrix = Self { rows, cols, form, words: Kept::Own(Words::default()), element: PhantomData };
+        matrix.words = Kept::Own(Words::zeros(matrix.words_in_all()));
         matrix
+    }
+    /// A matrix of words that are there already; `None` when they, or the scales of bytes, are not as many as it needs.
+    pub(super) fn of_parts(rows: usize, cols: usize, form: Form, words: Kept) -> Option<Self> {
+        let matrix = Self { rows, cols, form, words, element: PhantomData };
+        let scales = if let Form::Bytes(scales) = &matrix.form { Some(scales.len()) } else { None };
+        let fits = matrix.words.len() == matrix.words_in_all()
+            && scales.is_none_or(|scales| scales == rows.next_multiple_of(COLUMNS));
+        fits.then_some(matrix)
+    }
+    /// What [`PackedMatrix::of_parts`] takes.
+    pub(super) fn parts(&self) -> (&Form, &[u32]) {
+        (&self.form, &self.words)
+    }
+    fn words_in_all(&self) -> usize {
+        self.rows.div_ceil(COLUMNS) * self.panel_words()
     }
     /// Whether products with it are of integers.
     pub(crate) fn is_bytes(&self) -> bool {
@@ -167,9 +185,13 @@ impl<E: Element> PackedMatrix<E> {
         (&self.words, scales)
     }
     /// All words, and the scales that a matrix of bytes has.
+    ///
+    /// # Panics
+    /// When the words are those of a file.
     pub(super) fn parts_mut(&mut self) -> (&mut [u32], &mut [f32]) {
         let scales = if let Form::Bytes(scales) = &mut self.form { &mut scales[..] } else { &mut [] };
-        (&mut self.words, scales)
+        let Kept::Own(words) = &mut self.words else { panic!("a matrix that is mapped does not change") };
+        (words, scales)
     }
     /// Writes the values of a block, `[k][32]`: those of a file's blocks exactly, not rounded to `E`.
     pub(super) fn widen(&self, panel: usize, block: usize, out: &mut [f32]) {
