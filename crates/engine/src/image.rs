@@ -27,7 +27,7 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// When the bytes hold something else.
     pub fn load_image(backend: B, base: &BaseModel, bytes: Mapped) -> Result<Self> {
-        let images = RefCell::new(Images::new(bytes));
+        let mut images = RefCell::new(Images::new(bytes));
         let mut model = Self::load_blocks(backend, base, Source::Images(&images), |_, _, _| {})?;
         if model.head.is_none() {
             let (rows, cols) = (base.config.vocab_size, base.config.hidden_size);

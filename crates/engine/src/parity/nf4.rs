@@ -40,8 +40,6 @@ fn levels_and_magnitudes_are_those_of_bitsandbytes() {
 /// SmolLM2's shape with random weights, which become NF4: two steps near those of f32 on the same values.
 #[test]
 fn a_gpu_learns_beside_nf4() {
-    let _one_at_a_time = gpu_lock();
-    let Some(cuda) = cuda() else { return };
     fn trainer<B: Backend>(backend: B) -> Trainer<B> {
         let base = BaseModel::random("smollm2-135m:bf16").unwrap();
         let model = Model::load(backend, &base, Storage::FourBits).unwrap();
@@ -61,6 +59,8 @@ fn a_gpu_learns_beside_nf4() {
         )
         .unwrap()
     }
+    let _one_at_a_time = gpu_lock();
+    let Some(cuda) = cuda() else { return };
     let (mut exact, mut rounded) = (trainer(Cpu::<f32>::new()), trainer(cuda));
     for step in 0..2 {
         let (expected, found) = (exact.step().unwrap().loss, rounded.step().unwrap().loss);
