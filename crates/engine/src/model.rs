@@ -400,7 +400,7 @@ impl<B: Backend> Reader<'_, B> {
             0 => vec![0.0; table.row_len()],
             _ => self.base.tensor(&self.weight(Part::TokenTypes, 0))?.to_f32()[..table.row_len()].to_vec(),
         };
-        Ok(self.backend.matrix(positions, table.row_len(), &mut |row, out| {
+        Ok(self.backend.matrix(positions, table.row_len(), &|row, out| {
             table.dequantize_row(row, out);
             out.iter_mut().zip(&kind).for_each(|(value, kind)| *value += kind);
         }))
@@ -436,7 +436,7 @@ impl<B: Backend> Reader<'_, B> {
             let raw = if let [whole] = parts[..] { Cow::Borrowed(whole) } else { parts.concat().into() };
             return Ok((self.backend.matrix_from_blocks(format, rows, cols, &raw), rows, cols));
         }
-        let matrix = self.backend.matrix(rows, cols, &mut |mut row, out| {
+        let matrix = self.backend.matrix(rows, cols, &|mut row, out| {
             for tensor in &tensors {
                 if row < tensor.rows() {
                     return tensor.dequantize_row(row, out);

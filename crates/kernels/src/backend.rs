@@ -105,8 +105,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn widen(&self, to: &mut Self::Wide, from: &Self::Narrow, len: usize);
     /// Sets the first `len` values to zero.
     fn clear(&self, buffer: &mut Self::Wide, len: usize);
-    /// Builds a frozen `(rows, cols)` matrix; `read(row, out)` fills one row.
-    fn matrix(&self, rows: usize, cols: usize, read: &mut dyn FnMut(usize, &mut [f32])) -> Self::Matrix;
+    /// Builds a frozen `(rows, cols)` matrix; `read(row, out)` fills one row, on any thread.
+    fn matrix(&self, rows: usize, cols: usize, read: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Self::Matrix;
     /// Builds a frozen `(rows, cols)` matrix that keeps the few bits of a file's blocks, row-major; products are the
     /// same as with the expanded matrix. `cols` is a multiple of 32.
     fn matrix_from_blocks(&self, format: BlockFormat, rows: usize, cols: usize, raw: &[u8]) -> Self::Matrix;

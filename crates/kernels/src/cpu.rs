@@ -133,8 +133,8 @@ impl<E: Element> Backend for Cpu<E> {
     fn clear(&self, buffer: &mut Vec<f32>, len: usize) {
         buffer[..len].fill(0.0);
     }
-    fn matrix(&self, rows: usize, cols: usize, read: &mut dyn FnMut(usize, &mut [f32])) -> PackedMatrix<E> {
-        PackedMatrix::new(rows, cols, read)
+    fn matrix(&self, rows: usize, cols: usize, read: &(dyn Fn(usize, &mut [f32]) + Sync)) -> PackedMatrix<E> {
+        PackedMatrix::new(rows, cols, &mut |row, out| read(row, out))
     }
     fn matrix_from_blocks(
         &self,

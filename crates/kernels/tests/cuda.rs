@@ -103,7 +103,7 @@ fn read_narrow<B: Backend>(ops: &B, buffer: &B::Narrow, len: usize) -> Vec<f32> 
 }
 
 fn matrix<B: Backend>(ops: &B, rows: usize, cols: usize, values: &[f32]) -> B::Matrix {
-    ops.matrix(rows, cols, &mut |row, out| out.copy_from_slice(&values[row * cols..][..cols]))
+    ops.matrix(rows, cols, &|row, out| out.copy_from_slice(&values[row * cols..][..cols]))
 }
 
 /// A tree of `(parent + 1 or 0, len, cached)`.

@@ -173,7 +173,7 @@ impl Backend for Cuda {
                 .certain("clear");
         }
     }
-    fn matrix(&self, rows: usize, cols: usize, read: &mut dyn FnMut(usize, &mut [f32])) -> Matrix {
+    fn matrix(&self, rows: usize, cols: usize, read: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Matrix {
         self.dense_matrix(rows, cols, read)
     }
     fn matrix_from_blocks(&self, format: BlockFormat, rows: usize, cols: usize, raw: &[u8]) -> Matrix {

@@ -8,10 +8,13 @@ use super::device::{Lane, Memory, Values};
 use super::product::{Operand, Place};
 use super::scratch::Kind;
 use super::{Cuda, args};
+use crate::pool::{self, Rows};
 use crate::{BlockFormat, Linear, Output, Slot, bf16, element};
 
 /// Values that are read, rounded and sent at a time.
 const PIECE: usize = 16 << 20;
+/// Rows of them that a thread reads at a time.
+const ROWS_PER_JOB: usize = 32;
 /// Rows of an output head that are expanded at a time: 64 MiB at a width of 2048.
 const SLICE_ROWS: usize = 16 << 10;
 /// Rows from which LoRA's share of a product comes first.
@@ -80,18 +83,21 @@ impl Cuda {
         &self,
         rows: usize,
         cols: usize,
-        read: &mut dyn FnMut(usize, &mut [f32]),
+        read: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) -> Matrix {
         let mut memory = Memory::new(&self.device, 2 * rows * cols);
         let at_once = (PIECE / cols.max(1)).clamp(1, rows.max(1));
-        let (mut values, mut rounded) = (vec![0.0; at_once * cols], vec![bf16::ZERO; at_once * cols]);
+        let mut rounded = vec![bf16::ZERO; at_once * cols];
         for first in (0..rows).step_by(at_once) {
-            let len = at_once.min(rows - first) * cols;
-            for (row, values) in values[..len].chunks_exact_mut(cols.max(1)).enumerate() {
-                read(first + row, values);
-            }
-            element::round(&mut rounded[..len], &values[..len]);
-            memory.upload(2 * first * cols, &rounded[..len]);
+            let count = at_once.min(rows - first);
+            pool::for_each_rows(count, ROWS_PER_JOB, Rows::new(&mut rounded, cols), |range, rounded| {
+                let mut values = vec![0.0; cols];
+                for (row, rounded) in range.zip(rounded.chunks_exact_mut(cols.max(1))) {
+                    read(first + row, &mut values);
+                    element::round(rounded, &values);
+                }
+            });
+            memory.upload(2 * first * cols, &rounded[..count * cols]);
         }
         Matrix { memory, format: None, rows, cols }
     }
@@ -114,8 +120,8 @@ impl Cuda {
     pub(super) fn large_products(&self) -> f64 {
         const SIZE: usize = 8192;
         const TIMES: u32 = 10;
-        let mut state = 1u32;
-        let matrix = self.dense_matrix(SIZE, SIZE, &mut |_, row| {
+        let matrix = self.dense_matrix(SIZE, SIZE, &|index, row| {
+            let mut state = index as u32;
             for value in row {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 *value = f32::from((state >> 16) as u16) / 65536.0 - 0.5;
