@@ -483,6 +483,7 @@ fn a_gpu_stays_near_f32() {
 /// Llama 3.2 and Phi-3.5 at their published sizes, which `tools/parity/full_size.py` makes on the same machine.
 #[test]
 fn a_gpu_computes_full_sizes_as_peft_does() {
+    let _one_at_a_time = gpu_lock();
     let Some(folder) = std::env::var_os("FRONTDESK_FULL_SIZE") else {
         eprintln!("skipped: FRONTDESK_FULL_SIZE does not name what tools/parity/full_size.py wrote");
         return;
