@@ -16,6 +16,8 @@ import sys
 
 SOURCES = pathlib.Path(__file__).resolve().parents[2] / "crates/kernels/src/cuda/source"
 ARCHITECTURES = ["75", "80", "90a"]
+# Older devices have no bf16.
+WITHOUT_BF16 = ["75"]
 HEAD_SIZES = [6, 10, 64, 96, 128]
 
 
@@ -85,14 +87,19 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help="folder for the machine code")
     given = parser.parse_args()
     nvrtc, failed = library(), 0
-    for architecture in given.arch or ARCHITECTURES:
+    architectures = given.arch or ARCHITECTURES
+    types = [(architecture, kind) for architecture in architectures for kind in ("bf16", "f16")]
+    for architecture, kind in types:
+        if kind == "bf16" and architecture in WITHOUT_BF16:
+            continue
         for name, source, definitions in programs():
             if not name.startswith(given.only):
                 continue
             options = ["--std=c++17", f"--gpu-architecture=sm_{architecture}", *definitions]
+            options += ["-DF16"] if kind == "f16" else []
             options += ["--ptxas-options=-v"] if given.usage else []
             code, log = compile_program(nvrtc, source, options)
-            print(f"sm_{architecture} {name}: {'failed' if code is None else f'{len(code)} bytes'}")
+            print(f"sm_{architecture} {kind} {name}: {'failed' if code is None else f'{len(code)} bytes'}")
             if code is None or "warning" in log:
                 failed += 1
                 print(log)
@@ -100,7 +107,7 @@ def main():
                 print("\n".join(usage(log)))
             if code and given.out:
                 given.out.mkdir(parents=True, exist_ok=True)
-                (given.out / f"{name.replace(' ', '_')}_sm{architecture}.cubin").write_bytes(code)
+                (given.out / f"{name.replace(' ', '_')}_{kind}_sm{architecture}.cubin").write_bytes(code)
     return 1 if failed else 0
 
 

@@ -14,17 +14,17 @@ pub(crate) struct DeviceArgs {
     #[arg(long, default_value = "auto", value_name = "auto|cpu|cuda[:N]")]
     pub(crate) device: Device,
     /// Arithmetic of activations and weights: int8 (for routing on a processor, where it is the default), bf16 (the
-    /// default otherwise), f32 (slow, processor alone).
+    /// default otherwise), f16 (for GPUs without bf16), f32 (slow, processor alone).
     #[arg(long, value_enum)]
     pub(crate) precision: Option<Precision>,
 }
 
 impl DeviceArgs {
-    /// How a router keeps its weights; a GPU always keeps them in bf16.
+    /// How a router keeps its weights; a GPU always keeps them in 16 bits.
     pub(crate) fn encoding(&self) -> Encoding {
         match self.precision {
             None | Some(Precision::Int8) => Encoding::Int8,
-            Some(Precision::Bf16 | Precision::F32) => Encoding::Compute,
+            Some(Precision::Bf16 | Precision::F16 | Precision::F32) => Encoding::Compute,
         }
     }
 
@@ -42,13 +42,18 @@ impl DeviceArgs {
             Some(Precision::F32) => Opened::F32(Cpu::new()),
             _ => Opened::Bf16(Cpu::new()),
         };
-        let bf16 = !matches!(self.precision, Some(Precision::F32 | Precision::Int8));
+        let on_gpu = !matches!(self.precision, Some(Precision::F32 | Precision::Int8));
+        let f16 = self.precision == Some(Precision::F16);
         match self.device {
             Device::Cuda(index) => {
-                anyhow::ensure!(bf16, "a GPU computes in bf16; leave --precision out, or use --device cpu");
-                Ok(Opened::Cuda(Box::new(open_cuda(index)?)))
+                anyhow::ensure!(
+                    on_gpu,
+                    "a GPU computes in bf16 or f16; leave --precision out, or use --device cpu"
+                );
+                Ok(Opened::Cuda(Box::new(open_cuda(index, f16)?)))
             }
-            Device::Auto if bf16 => Ok(open_cuda(0).map_or_else(
+            _ if f16 => anyhow::bail!("f16 is for GPUs: use --device cuda, or another --precision"),
+            Device::Auto if on_gpu => Ok(open_cuda(0, false).map_or_else(
                 |error| {
                     SAID.call_once(|| eprintln!("running on the processor: {error}"));
                     processor
@@ -60,8 +65,9 @@ impl DeviceArgs {
     }
 }
 
-fn open_cuda(index: usize) -> Result<Cuda, CudaError> {
-    Cuda::open(index, Some(Hub::from_env().home.join("kernels")))
+fn open_cuda(index: usize, f16: bool) -> Result<Cuda, CudaError> {
+    let open = if f16 { Cuda::open_f16 } else { Cuda::open };
+    open(index, Some(Hub::from_env().home.join("kernels")))
 }
 
 /// A place to run a model.
@@ -103,6 +109,8 @@ pub(crate) enum Precision {
     Int8,
     /// 16 bits, sums in 32.
     Bf16,
+    /// 16 bits with more of them for precision and fewer for range, sums in 32, the loss scaled.
+    F16,
     /// 32 bits.
     F32,
 }

@@ -73,15 +73,20 @@ impl<B: Backend> Optimizer<B> {
         backend.clear(&mut self.gradients, self.len);
     }
 
-    /// Clips, steps, and returns the gradient's norm before clipping and the learning rate.
+    /// The norm of the gradients, which are `scale` times too large; not finite where one has overflowed.
+    pub(crate) fn norm(&self, backend: &B, scale: f32) -> f32 {
+        (backend.square_sum(&self.gradients).sqrt() / f64::from(scale)) as f32
+    }
+
+    /// Clips gradients that are `scale` times too large to their `norm`, steps, and returns the learning rate.
     pub(crate) fn step(
         &mut self,
         backend: &B,
         options: &OptimizerOptions,
+        (norm, scale): (f32, f32),
         highest_lr: f32,
         total: u64,
-    ) -> (f32, f32) {
-        let norm = backend.square_sum(&self.gradients).sqrt() as f32;
+    ) -> f32 {
         let lr = highest_lr * options.factor(self.steps, total);
         self.steps += 1;
         let step = AdamW {
@@ -92,11 +97,11 @@ impl<B: Backend> Optimizer<B> {
             weight_decay: options.weight_decay,
             step: self.steps,
             // As torch.nn.utils.clip_grad_norm_ does it.
-            gradient_scale: (options.clip / (norm + 1e-6)).min(1.0),
+            gradient_scale: (options.clip / (norm + 1e-6)).min(1.0) / scale,
         };
         let Self { parameters, gradients, first, second, .. } = self;
         backend.adamw(parameters, gradients, first, second, 0..self.len, &step);
-        (norm, lr)
+        lr
     }
 }
 

@@ -466,7 +466,9 @@ fn gpu_lock() -> MutexGuard<'static, ()> {
 
 /// The GPU, or `None` with a message.
 fn cuda() -> Option<kernels::Cuda> {
-    kernels::Cuda::open(0, Some(std::env::temp_dir().join("frontdesk-kernels")))
+    let f16 = std::env::var("FRONTDESK_CUDA").is_ok_and(|asked| asked == "f16");
+    let open = if f16 { kernels::Cuda::open_f16 } else { kernels::Cuda::open };
+    open(0, Some(std::env::temp_dir().join("frontdesk-kernels")))
         .inspect_err(|error| eprintln!("skipped: {error}"))
         .ok()
 }

@@ -8,6 +8,7 @@ use crate::backward::Tape;
 use crate::classifier::Classifier;
 use crate::head::Head;
 use crate::lora::Adapter;
+use crate::loss_scale::LossScale;
 use crate::model::Model;
 use crate::optimizer::{Optimizer, OptimizerOptions};
 use crate::sampler::Sampler;
@@ -84,6 +85,8 @@ pub struct Snapshot {
     pub second: Vec<f32>,
     /// Steps taken.
     pub steps: u64,
+    /// Of the next step.
+    pub loss_scale: LossScale,
 }
 
 /// A model in training.
@@ -93,6 +96,9 @@ pub struct Trainer<B: Backend> {
     /// The head of an encoder, with the current values.
     classifier: Option<Classifier>,
     optimizer: Optimizer<B>,
+    loss_scale: LossScale,
+    /// Of the last step's gradients.
+    gradients_scale: f32,
     options: TrainerOptions,
     rows_per_pass: usize,
     sampler: Sampler,
@@ -142,11 +148,14 @@ impl<B: Backend> Trainer<B> {
         let rows_per_pass = options
             .rows_per_pass
             .unwrap_or_else(|| rows_that_fit(&model, options.recompute).map_or(most, |fit| fit.min(most)));
+        let loss_scale = LossScale::new(&model.backend);
         let mut trainer = Self {
             model,
             body,
             classifier,
             optimizer,
+            loss_scale,
+            gradients_scale: 1.0,
             options,
             rows_per_pass,
             sampler,
@@ -195,32 +204,48 @@ impl<B: Backend> Trainer<B> {
         let total: f32 = batch.iter().map(of).map(|e| e.weight * e.target.len() as f32).sum();
         let tokens = batch.iter().map(of).map(|e| self.prefix.len() + e.read()).sum();
 
+        let (loss, rows, gradient_norm) = loop {
+            let (loss, rows) = self.add_gradients(&batch, total)?;
+            if !loss.is_finite() {
+                return Err(Error::Diverged { step: step + 1, loss });
+            }
+            let norm = self.optimizer.norm(self.model.backend(), self.loss_scale.factor);
+            if norm.is_finite() || !self.loss_scale.halve() {
+                break (loss, rows, norm);
+            }
+        };
+        let (backend, options) = (&self.model.backend, &self.options);
+        let norm = (gradient_norm, self.loss_scale.factor);
+        let lr = self.optimizer.step(backend, &options.optimizer, norm, options.lr, options.total_steps);
+        self.gradients_scale = self.loss_scale.factor;
+        self.loss_scale.went_well(backend);
+        self.refresh();
+        Ok(StepReport { step: step + 1, loss, gradient_norm, lr, examples: batch.len(), rows, tokens })
+    }
+
+    /// The loss of a batch whose target tokens weigh `total`, the rows that were computed, and its gradients, times the
+    /// loss scale, in the optimizer.
+    fn add_gradients(&mut self, batch: &[u32], total: f32) -> Result<(f32, usize)> {
         self.optimizer.clear_gradients(self.model.backend());
         if let Some(classifier) = &mut self.classifier {
             classifier.gradients.fill(0.0);
         }
-        let (mut loss, mut rows, mut rest) = (0.0f64, 0, &batch[..]);
-        let most = self.rows_of_a_pass(&batch);
+        let scale = self.loss_scale.factor;
+        let (mut loss, mut rows, mut rest) = (0.0f64, 0, batch);
+        let most = self.rows_of_a_pass(batch);
         while !rest.is_empty() {
-            let (taken, labelled) = self.plant(rest, 1.0 / total, most);
+            let (taken, labelled) = self.plant(rest, scale / total, most);
             rows += self.tree.rows();
             self.pass(&labelled)?;
-            let weighted = self.losses.iter().zip(&labelled).map(|(loss, l)| f64::from(loss * l.weight));
-            loss += weighted.sum::<f64>();
+            let weighted =
+                self.losses.iter().zip(&labelled).map(|(loss, l)| f64::from(*loss) * f64::from(l.weight));
+            loss += weighted.sum::<f64>() / f64::from(scale);
             rest = &rest[taken..];
         }
-        let loss = loss as f32;
-        if !loss.is_finite() {
-            return Err(Error::Diverged { step: step + 1, loss });
-        }
-        let (backend, options) = (&self.model.backend, &self.options);
         if let Some(Classifier { at, gradients, .. }) = &self.classifier {
-            backend.upload(&mut self.optimizer.gradients, *at, gradients);
+            self.model.backend.upload(&mut self.optimizer.gradients, *at, gradients);
         }
-        let (gradient_norm, lr) =
-            self.optimizer.step(backend, &options.optimizer, options.lr, options.total_steps);
-        self.refresh();
-        Ok(StepReport { step: step + 1, loss, gradient_norm, lr, examples: batch.len(), rows, tokens })
+        Ok((loss as f32, rows))
     }
 
     /// Gives the buffers of the passes back until the next step: room for something else.
@@ -264,14 +289,15 @@ impl<B: Backend> Trainer<B> {
 
     /// The gradients of the last step, laid out as the values that train.
     pub fn gradients(&self) -> Vec<f32> {
-        self.host(&self.optimizer.gradients)
+        let scaled = self.host(&self.optimizer.gradients);
+        scaled.into_iter().map(|gradient| gradient / self.gradients_scale).collect()
     }
 
     /// Everything that changes during training.
     pub fn snapshot(&self) -> Snapshot {
         let Optimizer { parameters, first, second, steps, .. } = &self.optimizer;
         let [parameters, first, second] = [parameters, first, second].map(|buffer| self.host(buffer));
-        Snapshot { parameters, first, second, steps: *steps }
+        Snapshot { parameters, first, second, steps: *steps, loss_scale: self.loss_scale }
     }
 
     /// Goes on from a snapshot as if nothing had happened since.
@@ -290,6 +316,7 @@ impl<B: Backend> Trainer<B> {
         backend.upload(&mut optimizer.first, 0, &snapshot.first);
         backend.upload(&mut optimizer.second, 0, &snapshot.second);
         optimizer.steps = snapshot.steps;
+        self.loss_scale = snapshot.loss_scale;
         self.refresh();
         Ok(())
     }

@@ -65,6 +65,10 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn free_bytes(&self) -> Option<usize> {
         None
     }
+    /// Whether activations are f16, so that small gradients vanish and large ones overflow unless the loss is scaled.
+    fn scales_loss(&self) -> bool {
+        false
+    }
     /// Operations a second (a multiply-add counts as two) of products whose operands are near; measured.
     fn peak_flops(&self) -> f64;
     /// Rows of a pass that keep the device busy; more take memory and save little time.

@@ -1,6 +1,7 @@
 //! Every op of the GPU against `Cpu<f32>` on the same bf16 inputs, over random trees, sizes and layouts.
 //!
-//! Without a GPU the tests say so and pass; with `FRONTDESK_CUDA` set, a device that does not open is a failure.
+//! Without a GPU the tests say so and pass; with `FRONTDESK_CUDA` set, a device that does not open is a failure, and
+//! `FRONTDESK_CUDA=f16` lets it compute in f16.
 
 #![cfg(feature = "cuda")]
 #![allow(clippy::print_stderr)] // says what was skipped
@@ -26,10 +27,12 @@ const WIDE: f32 = 1e-4;
 /// The device, for one test at a time: its scratch serves one stream of ops.
 fn device() -> Option<MutexGuard<'static, Cuda>> {
     static DEVICE: OnceLock<Option<Mutex<Cuda>>> = OnceLock::new();
-    let device = DEVICE.get_or_init(|| match Cuda::open(0, None) {
+    let asked = std::env::var("FRONTDESK_CUDA");
+    let open = if asked.as_deref() == Ok("f16") { Cuda::open_f16 } else { Cuda::open };
+    let device = DEVICE.get_or_init(|| match open(0, None) {
         Ok(device) => Some(Mutex::new(device)),
         Err(error) => {
-            assert!(std::env::var_os("FRONTDESK_CUDA").is_none(), "{error}");
+            assert!(asked.is_err(), "{error}");
             eprintln!("skipped: {error}");
             None
         }

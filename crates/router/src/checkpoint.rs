@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use engine::Snapshot;
+use engine::{LossScale, Snapshot};
 use formats::store;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,7 @@ struct Header<'a> {
     /// Of everything that decides the result; a run goes on only with the same.
     fingerprint: String,
     steps: u64,
+    loss_scale: LossScale,
     best: Option<Cow<'a, Best>>,
 }
 
@@ -64,9 +65,10 @@ impl Checkpoint {
 
     /// Replaces the state on disk.
     pub(crate) fn save(&self, snapshot: &Snapshot, best: Option<&Best>) -> Result<()> {
-        let Snapshot { parameters, first, second, steps } = snapshot;
-        let header =
-            Header { fingerprint: self.fingerprint.clone(), steps: *steps, best: best.map(Cow::Borrowed) };
+        let Snapshot { parameters, first, second, steps, loss_scale } = snapshot;
+        let fingerprint = self.fingerprint.clone();
+        let (steps, loss_scale, best_values) = (*steps, *loss_scale, best.map(Cow::Borrowed));
+        let header = Header { fingerprint, steps, loss_scale, best: best_values };
         let path = self.folder.join(STATE);
         let header =
             serde_json::to_string(&header).map_err(|source| Error::Json { path: path.clone(), source })?;
@@ -109,7 +111,8 @@ impl Checkpoint {
             best.values = values("best")?;
         }
         let (parameters, first, second) = (values("parameters")?, values("first")?, values("second")?);
-        Ok(Some(State { snapshot: Snapshot { parameters, first, second, steps: header.steps }, best }))
+        let Header { steps, loss_scale, .. } = header;
+        Ok(Some(State { snapshot: Snapshot { parameters, first, second, steps, loss_scale }, best }))
     }
 
     /// Removes the folder: the run is finished.
@@ -127,8 +130,9 @@ mod tests {
     use super::*;
 
     fn state() -> State {
-        let snapshot =
-            Snapshot { parameters: vec![1.0, -2.5], first: vec![0.1, 0.2], second: vec![3.0, 4.0], steps: 7 };
+        let loss_scale = LossScale { factor: 1024.0, steps: 3 };
+        let (parameters, first, second) = (vec![1.0, -2.5], vec![0.1, 0.2], vec![3.0, 4.0]);
+        let snapshot = Snapshot { parameters, first, second, steps: 7, loss_scale };
         let mut best = None;
         for (step, macro_f1) in [(4, 0.1 + 0.2), (5, 0.2), (6, 0.1)] {
             Best::offer(&mut best, step, macro_f1, vec![1, 0], &[1, 1], || vec![9.0, 8.0]);

@@ -249,3 +249,19 @@ fn an_encoder_is_not_recomputed() {
     let found = Trainer::new(model, trainable, Vec::new(), case.texts(), sampler, options);
     assert!(matches!(found, Err(crate::Error::Recompute)));
 }
+
+/// A power of two in front of the loss changes no step.
+#[test]
+fn scaled_gradients_take_the_same_step() {
+    for (name, what) in [(ENCODERS[0], What::Weights), ("tied", What::Lora)] {
+        let case = Case::open(name);
+        let trainer = || case.trainer_of(Cpu::<f32>::new(), what, 40);
+        let (mut plain, mut scaled) = (trainer(), trainer());
+        let first = crate::LossScale { factor: 2.0f32.powi(127), steps: 0 };
+        scaled.restore(&crate::Snapshot { loss_scale: first, ..scaled.snapshot() }).unwrap();
+        assert_eq!(scaled.step().unwrap(), plain.step().unwrap(), "{name}");
+        // What is too small for f32 without the factor differs.
+        assert_like(&scaled.gradients(), &plain.gradients(), 1e-6, name);
+        assert_like(&scaled.trainable().values, &plain.trainable().values, 1e-5, name);
+    }
+}

@@ -90,8 +90,9 @@ const MANY_KEYS: usize = 128;
 impl Cuda {
     fn attention_kernels(&self, head_dim: usize, pass: &Pass) -> Kernels {
         const ALL: [Kernel; 3] = [Kernel::Forward, Kernel::BackwardQuery, Kernel::BackwardKey];
-        let tensor_cores = head_dim.is_multiple_of(16) && head_dim <= 128;
-        let warpgroups = head_dim == WARPGROUP_HEAD && self.device.has_warpgroups();
+        // The products of warps are of bf16.
+        let tensor_cores = head_dim.is_multiple_of(16) && head_dim <= 128 && !self.device.f16;
+        let warpgroups = tensor_cores && head_dim == WARPGROUP_HEAD && self.device.has_warpgroups();
         let mut programs = self.attention.lock().unwrap_or_else(PoisonError::into_inner);
         let program = programs.entry(head_dim).or_insert_with(|| {
             let source = concat!(

@@ -95,7 +95,10 @@ impl Backend for Cuda {
     type Recording = Recording;
 
     fn name(&self) -> String {
-        format!("cuda {} bf16", self.device.name)
+        format!("cuda {} {}", self.device.name, if self.device.f16 { "f16" } else { "bf16" })
+    }
+    fn scales_loss(&self) -> bool {
+        self.device.f16
     }
     fn peak_flops(&self) -> f64 {
         self.large_products()

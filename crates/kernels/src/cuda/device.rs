@@ -30,6 +30,8 @@ pub(super) struct Device {
     pub(super) name: String,
     /// Major, minor.
     pub(super) capability: (i32, i32),
+    /// Activations and weights are f16 instead of bf16.
+    pub(super) f16: bool,
     held: AtomicUsize,
     most: AtomicUsize,
 }
@@ -40,11 +42,11 @@ unsafe impl Send for Device {}
 unsafe impl Sync for Device {}
 
 impl Device {
-    /// Opens device `index`.
+    /// Opens device `index`, to compute in bf16 or in f16.
     ///
     /// # Errors
-    /// When there is none, or it cannot do bf16.
-    pub(super) fn open(index: usize) -> Result<Arc<Self>, CudaError> {
+    /// When there is none, or it is too old for that.
+    pub(super) fn open(index: usize, f16: bool) -> Result<Arc<Self>, CudaError> {
         use sys::CUdevice_attribute::{
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
@@ -67,7 +69,7 @@ impl Device {
         // SAFETY: the device exists.
         let [major, minor] = [MAJOR, MINOR].map(|of| unsafe { result::device::get_attribute(device, of) });
         let capability = (major.doing("describe the device")?, minor.doing("describe the device")?);
-        if capability < (8, 0) {
+        if capability < if f16 { (7, 5) } else { (8, 0) } {
             return Err(CudaError::OldDevice { name, capability });
         }
         // SAFETY: the device exists; the context is released when this one is dropped.
@@ -78,7 +80,7 @@ impl Device {
             || result::stream::create(result::stream::StreamKind::NonBlocking).doing("make a stream");
         let streams = [stream()?, stream()?, stream()?];
         let (held, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Ok(Arc::new(Self { index: device, context, streams, name, capability, held, most }))
+        Ok(Arc::new(Self { index: device, context, streams, name, capability, f16, held, most }))
     }
 
     /// Products of four warps from shared memory, which only this architecture has.

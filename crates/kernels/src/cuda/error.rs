@@ -32,8 +32,8 @@ pub enum CudaError {
         /// How many there are.
         found: usize,
     },
-    /// The device cannot compute in bf16.
-    #[error("{name} has compute capability {}.{}, bf16 needs 8.0 (Ampere) or later: use --device cpu", capability.0, capability.1)]
+    /// The device cannot compute so.
+    #[error("{name} has compute capability {}.{}, bf16 needs 8.0 (Ampere) or later, f16 7.5 (Turing): use --precision f16 or --device cpu", capability.0, capability.1)]
     OldDevice {
         /// Its name.
         name: String,

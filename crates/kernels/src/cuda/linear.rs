@@ -4,6 +4,9 @@ use std::ops::Range;
 use std::sync::PoisonError;
 use std::time::Instant;
 
+use half::f16;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+
 use super::device::{Lane, Memory, Values};
 use super::product::{Operand, Place};
 use super::scratch::Kind;
@@ -26,7 +29,7 @@ pub(super) const BLOCK_VALUES: usize = 2048;
 #[derive(Debug)]
 pub struct Matrix {
     memory: Memory,
-    /// `None` for bf16 values.
+    /// `None` for values of the compute type.
     format: Option<BlockFormat>,
     rows: usize,
     cols: usize,
@@ -58,7 +61,7 @@ impl Matrix {
     }
 }
 
-/// A layer's LoRA matrices in bf16, as the products of a step take them.
+/// A layer's LoRA matrices in the compute type, as the products of a step take them.
 #[derive(Debug)]
 pub struct Adapter {
     /// All slots' A stacked: `(sum of R, I)`.
@@ -87,14 +90,18 @@ impl Cuda {
     ) -> Matrix {
         let mut memory = Memory::new(&self.device, 2 * rows * cols);
         let at_once = (PIECE / cols.max(1)).clamp(1, rows.max(1));
-        let mut rounded = vec![bf16::ZERO; at_once * cols];
+        let mut rounded = vec![0u16; at_once * cols];
         for first in (0..rows).step_by(at_once) {
             let count = at_once.min(rows - first);
             pool::for_each_rows(count, ROWS_PER_JOB, Rows::new(&mut rounded, cols), |range, rounded| {
                 let mut values = vec![0.0; cols];
                 for (row, rounded) in range.zip(rounded.chunks_exact_mut(cols.max(1))) {
                     read(first + row, &mut values);
-                    element::round(rounded, &values);
+                    if self.device.f16 {
+                        rounded.reinterpret_cast_mut::<f16>().convert_from_f32_slice(&values);
+                    } else {
+                        element::round(rounded.reinterpret_cast_mut::<bf16>(), &values);
+                    }
                 }
             });
             memory.upload(2 * first * cols, &rounded[..count * cols]);
@@ -144,7 +151,7 @@ impl Cuda {
         2.0 * (SIZE as f64).powi(3) * f64::from(TIMES) / run(TIMES)
     }
 
-    /// Writes the values of a matrix to `to`, in bf16.
+    /// Writes the values of a matrix to `to`, in the compute type.
     fn expand(&self, to: u64, matrix: &Matrix) {
         let len = matrix.rows * matrix.cols;
         let (raw, format) = matrix.stored();
@@ -155,7 +162,7 @@ impl Cuda {
         }
     }
 
-    /// Calls `body` with the rows of a matrix in bf16 and where they lie: some at a time where they must be expanded.
+    /// Calls `body` with the rows of a matrix in the compute type and where they lie: some at a time where they must be expanded.
     pub(super) fn each_slice(&self, matrix: &Matrix, mut body: impl FnMut(Range<usize>, u64)) {
         let Some(format) = matrix.format else { return body(0..matrix.rows, matrix.memory.address) };
         for first in (0..matrix.rows).step_by(SLICE_ROWS) {
@@ -170,7 +177,7 @@ impl Cuda {
         }
     }
 
-    /// A matrix as a product wants it: bf16, in scratch where it is not stored so.
+    /// A matrix as a product wants it: the compute type, in scratch where it is not stored so.
     pub(super) fn dense(&self, matrix: &Matrix) -> u64 {
         if matrix.format.is_none() {
             return matrix.memory.address;
@@ -180,7 +187,7 @@ impl Cuda {
         to
     }
 
-    /// A copy in bf16.
+    /// A copy in the compute type.
     pub(super) fn dense_copy(&self, matrix: &Matrix) -> Matrix {
         let (rows, cols) = (matrix.rows, matrix.cols);
         let memory = Memory::new(&self.device, 2 * rows * cols);

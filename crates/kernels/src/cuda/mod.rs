@@ -1,4 +1,4 @@
-//! An NVIDIA GPU as a [`Backend`](crate::Backend): activations in bf16, sums in f32.
+//! An NVIDIA GPU as a [`Backend`](crate::Backend): activations in bf16, on older ones in f16, sums in f32.
 //!
 //! Nothing of NVIDIA's is needed to build; the driver, NVRTC and cuBLASLt are loaded when a device is opened. Products
 //! are cuBLASLt's, all other ops are the kernels in `source`, compiled at first use and kept on disk. The work of a
@@ -105,8 +105,20 @@ impl Cuda {
     /// # Errors
     /// When driver, libraries or device are missing, too old or have no memory left.
     pub fn open(index: usize, cache: Option<PathBuf>) -> Result<Self, CudaError> {
+        Self::open_with(index, cache, false)
+    }
+
+    /// [`Cuda::open`] to compute in f16, as older devices must.
+    ///
+    /// # Errors
+    /// As [`Cuda::open`].
+    pub fn open_f16(index: usize, cache: Option<PathBuf>) -> Result<Self, CudaError> {
+        Self::open_with(index, cache, true)
+    }
+
+    fn open_with(index: usize, cache: Option<PathBuf>, f16: bool) -> Result<Self, CudaError> {
         library::load()?;
-        let device = Device::open(index)?;
+        let device = Device::open(index, f16)?;
         let compiled: Vec<Result<Program, CudaError>> = std::thread::scope(|scope| {
             let load = |(name, source, kernels): (&'static str, &'static str, &'static [&'static str])| {
                 let (device, cache) = (&device, cache.as_deref());

@@ -14,7 +14,7 @@ use super::device::{Device, Lane, Memory};
 /// Bytes for each stream: what cuBLASLt recommends for Hopper; less for LoRA's small products.
 const WORKSPACES: [usize; 3] = [32 << 20, 8 << 20, 8 << 20];
 
-/// A bf16 matrix, row-major, as it lies or transposed.
+/// A matrix in the compute type, row-major, as it lies or transposed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Operand {
     pub(super) address: u64,
@@ -38,7 +38,7 @@ impl Operand {
 pub(super) struct Place {
     pub(super) address: u64,
     pub(super) stride: usize,
-    /// f32 values; bf16 otherwise.
+    /// f32 values; the compute type otherwise.
     pub(super) wide: bool,
     /// Adds to what is there.
     pub(super) add: bool,
@@ -149,8 +149,9 @@ impl Products {
     fn look_up(&self, shape: Shape) -> Result<Recipe, CublasError> {
         use sys::cublasLtMatmulDescAttributes_t::{CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB};
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
+        use sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_16F};
         let ([m, n, k], [a_stride, b_stride, d_stride]) = (shape.sizes, shape.strides);
-        let narrow = sys::cudaDataType_t::CUDA_R_16BF;
+        let narrow = if self.device.f16 { CUDA_R_16F } else { CUDA_R_16BF };
         let wide = sys::cudaDataType_t::CUDA_R_32F;
         let layout = |kind, rows: usize, cols: usize, stride: usize| {
             lt::create_matrix_layout(kind, rows as u64, cols as u64, stride as i64)

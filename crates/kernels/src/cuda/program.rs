@@ -47,6 +47,9 @@ impl Program {
         let architecture = device.architecture();
         let mut options = vec![format!("--gpu-architecture={architecture}"), "--std=c++17".into()];
         options.extend_from_slice(defines);
+        if device.f16 {
+            options.push("-DF16".into());
+        }
         let file = cache.map(|folder| folder.join(format!("{}.cubin", key(&source, &options))));
         device.bind();
         let kept = file.as_deref().and_then(|file| std::fs::read(file).ok());

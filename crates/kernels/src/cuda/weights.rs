@@ -63,8 +63,9 @@ impl Cuda {
     ) {
         let values = d_y.first(rows * width);
         let sums = gradients.at(at, width);
+        let parts = self.column_parts(width, rows);
         self.side.run(Lane::Gradients, &[values], &[gradients.first(0)], || {
-            self.sum_columns("sum_columns", [values, 0], [sums, 0], width, rows);
+            self.sum_columns("sum_columns", parts, [values, 0], [sums, 0], width, rows);
         });
     }
 
@@ -78,9 +79,15 @@ impl Cuda {
     ) {
         let (d_h, unit) = (d_h.first(rows * width), unit.first(rows * width));
         let sums = [bias.map_or(0, |at| gradients.at(at, width)), gradients.at(weight, width)];
+        let parts = self.column_parts(width, rows);
         self.side.run(Lane::Gradients, &[d_h, unit], &[gradients.first(0)], || {
-            self.sum_columns("sum_norm_columns", [d_h, unit], sums, width, rows);
+            self.sum_columns("sum_norm_columns", parts, [d_h, unit], sums, width, rows);
         });
+    }
+
+    /// Scratch for the parts of columns' sums; taken before work begins beside the main stream, which clears it.
+    fn column_parts(&self, width: usize, rows: usize) -> u64 {
+        self.scratch.take(Kind::ColumnSums, 4 * 2 * rows.div_ceil(SUM_ROWS) * width)
     }
 
     /// Adds the columns' sums of values, and of values times factors, to where these go: in parts, then the parts in
@@ -88,13 +95,13 @@ impl Cuda {
     fn sum_columns(
         &self,
         kernel: &str,
+        parts: u64,
         [values, factors]: [u64; 2],
         [sums, products]: [u64; 2],
         width: usize,
         rows: usize,
     ) {
         let (tiles, chunks) = (width.div_ceil(SUM_COLUMNS), rows.div_ceil(SUM_ROWS));
-        let parts = self.scratch.take(Kind::ColumnSums, 4 * 2 * chunks * width);
         let launch = |kernel: &str, grid, args| {
             // SAFETY: callers give as many values as rows and width say; scratch holds the parts.
             unsafe { self.device.launch(Lane::Gradients, self.functions[kernel], grid, 256, 0, args) }

@@ -96,7 +96,7 @@ extern "C" __global__ void attention_sum(bf16* d_qkv, const f32* parts, const Su
     }
 }
 
-#if __CUDA_ARCH__ >= 800 && HEAD_SIZE % 16 == 0 && HEAD_SIZE <= 128
+#if __CUDA_ARCH__ >= 800 && !defined(F16) && HEAD_SIZE % 16 == 0 && HEAD_SIZE <= 128
 
 // Steps of 16 and of 8 columns in a head.
 constexpr u32 STEPS = D / 16;

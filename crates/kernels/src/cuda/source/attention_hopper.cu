@@ -5,7 +5,7 @@
 // rows of a left operand in registers or of a sum, each warp holds 16, as in attention.cu. A tile has 64 rows of 128
 // bytes; of row `r` the 16 bytes `c` lie in the place of `c ^ r % 8`, so that reading down a column meets all banks.
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) && HEAD_SIZE == 64
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) && !defined(F16) && HEAD_SIZE == 64
 
 constexpr u32 WARPGROUP = 128;
 constexpr u32 GROUP_ROWS = 64;

@@ -1,6 +1,6 @@
 // The backward pass by the products of a warpgroup; comes after attention_hopper.cu.
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) && HEAD_SIZE == 64
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) && !defined(F16) && HEAD_SIZE == 64
 
 // Columns of scores that are in registers at a time.
 constexpr u32 HALF = 32;

@@ -10,32 +10,49 @@ typedef double f64;
 // An index that stands for nothing.
 constexpr u32 NONE = 0xffffffffu;
 
+// The 16 bits of an activation: a bf16, or with F16 defined a half.
 struct bf16 {
     u16 bits;
 };
+
+__device__ __forceinline__ f32 from_half(u16 bits) {
+    f32 value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+#ifdef F16
+
+__device__ __forceinline__ f32 widen(bf16 value) { return from_half(value.bits); }
+
+// Two values rounded to nearest, ties to even; `low` comes first in memory.
+__device__ __forceinline__ u32 pack(f32 low, f32 high) {
+    u16 first, second;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(first) : "f"(low));
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(second) : "f"(high));
+    return u32(first) | u32(second) << 16;
+}
+
+__device__ __forceinline__ f32 low(u32 word) { return from_half(u16(word)); }
+__device__ __forceinline__ f32 high(u32 word) { return from_half(u16(word >> 16)); }
+
+#else
 
 __device__ __forceinline__ f32 widen(bf16 value) { return __uint_as_float(u32(value.bits) << 16); }
 
 // Two values rounded to nearest, ties to even; `low` comes first in memory.
 __device__ __forceinline__ u32 pack(f32 low, f32 high) {
-#if __CUDA_ARCH__ >= 800
     u32 word;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
     return word;
-#else
-    // The carry of a NaN's bits could make it an infinity or wrap around.
-    auto round = [](f32 value) {
-        u32 bits = __float_as_uint(value);
-        return value != value ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
-    };
-    return round(low) | round(high) << 16;
-#endif
 }
-
-__device__ __forceinline__ bf16 narrow(f32 value) { return bf16{u16(pack(value, 0.0f))}; }
 
 __device__ __forceinline__ f32 low(u32 word) { return __uint_as_float(word << 16); }
 __device__ __forceinline__ f32 high(u32 word) { return __uint_as_float(word & 0xffff0000u); }
+
+#endif
+
+__device__ __forceinline__ bf16 narrow(f32 value) { return bf16{u16(pack(value, 0.0f))}; }
 
 // Values that a thread reads or writes at a time.
 constexpr u32 LANES = 8;
@@ -137,12 +154,6 @@ enum Format : u32 { BF16 = 0, Q4_0 = 1, Q4_1 = 2, Q8_0 = 3, NF4 = 4 };
 __device__ const f32 NF4_LEVELS[16] = {
     -1.0f, -0.6961928f, -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f, -0.091050036f, 0.0f,
     0.0795803f, 0.1609302f, 0.2461123f, 0.33791524f, 0.44070983f, 0.562617f, 0.72295684f, 1.0f};
-
-__device__ __forceinline__ f32 from_half(u16 bits) {
-    f32 value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-    return value;
-}
 
 // Eight values of a matrix from its value `at` on, a multiple of 8.
 __device__ __forceinline__ void read_block(f32 (&values)[LANES], const u8* raw, u32 format, u64 at) {
