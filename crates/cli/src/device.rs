@@ -7,6 +7,8 @@ use clap::ValueEnum;
 use hub::Hub;
 use kernels::{Cpu, Cuda, CudaError, Encoding, bf16};
 
+use crate::terminal::say;
+
 /// Flags of every verb that runs a model.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct DeviceArgs {
@@ -35,7 +37,7 @@ impl DeviceArgs {
         Ok(())
     }
 
-    /// Opens the device; `auto` says why there is no GPU, and takes the processor.
+    /// Opens the device; `auto` takes the processor where no GPU can be used, and says why where there is one.
     pub(crate) fn open(&self) -> anyhow::Result<Opened> {
         static SAID: Once = Once::new();
         let processor = match self.precision {
@@ -55,7 +57,10 @@ impl DeviceArgs {
             _ if f16 => anyhow::bail!("f16 is for GPUs: use --device cuda, or another --precision"),
             Device::Auto if on_gpu => Ok(open_cuda(0, false).map_or_else(
                 |error| {
-                    SAID.call_once(|| eprintln!("running on the processor: {error}"));
+                    // A machine without NVIDIA's driver is like most machines, and nothing to be told about.
+                    if !error.is_no_driver() {
+                        SAID.call_once(|| say!("running on the processor: {error}"));
+                    }
                     processor
                 },
                 |cuda| Opened::Cuda(Box::new(cuda)),

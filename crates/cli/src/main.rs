@@ -2,12 +2,13 @@
 //!
 //! This crate is the only one that prints, exits, or glues errors together. Data goes to stdout, progress and
 //! messages to stderr.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod config;
 mod device;
 mod failure;
 mod progress;
+mod terminal;
+mod values;
 mod verbs;
 
 use std::process::ExitCode;
@@ -82,6 +83,10 @@ fn main() -> ExitCode {
     match run() {
         Ok(Done::Fully) => ExitCode::SUCCESS,
         Ok(Done::BelowTheBar) => ExitCode::from(1),
+        // As other tools do when `head` has seen enough.
+        Err(error) if matches!(error.downcast_ref(), Some(terminal::OutputError::Closed)) => {
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             failure::print(&error);
             ExitCode::from(2)

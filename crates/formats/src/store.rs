@@ -33,14 +33,43 @@ fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Resu
     // A temporary file is private by default; what replaces `path` must be as readable as any other file.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let file = builder.tempfile_in(folder)?;
+    let file = builder.tempfile_in(folder).map_err(without_its_path)?;
+    let mode = file.as_file().metadata()?.permissions();
     write(file.path())?;
-    file.as_file().sync_all()?;
+    // `write` may have put another file under the name, with permissions of its own.
+    let written = fs::File::open(file.path())?;
+    written.set_permissions(mode)?;
+    written.sync_all()?;
     file.persist(path).map_err(|failed| failed.error)?;
     // The rename itself lives in the folder, which Unix systems sync through a handle of its own.
     #[cfg(unix)]
     fs::File::open(folder)?.sync_all()?;
     Ok(())
+}
+
+/// Makes the folder of a file that will be written later, and checks that it can be: before hours of work, not after.
+///
+/// # Errors
+/// [`Error::Write`].
+pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    let check = || {
+        if path.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        fs::create_dir_all(folder_of(path))?;
+        tempfile::tempfile_in(folder_of(path)).map(drop).map_err(without_its_path)
+    };
+    check().map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+/// What the system said, without the name of a temporary file that nobody knows.
+fn without_its_path(error: io::Error) -> io::Error {
+    let inner = error.get_ref().and_then(|inner| inner.source()).and_then(|inner| inner.downcast_ref());
+    match inner.and_then(io::Error::raw_os_error) {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => error,
+    }
 }
 
 /// A folder that appears whole or not at all: it is filled under another name beside its place, and removed when it
@@ -180,6 +209,35 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = write_atomically(folder.path().join("no/file"), b"").unwrap_err();
         assert!(error.to_string().contains("no/file"), "{error}");
+        let why = std::error::Error::source(&error).unwrap().to_string();
+        assert!(why.contains("No such file") && !why.contains(".writing-"), "{why}");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_known_beforehand() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = |name: &str| folder.path().join(name);
+        check_writable(inside("new/folder/file")).unwrap();
+        assert_eq!(fs::read_dir(inside("new/folder")).unwrap().count(), 0);
+        fs::write(inside("file"), "").unwrap();
+        assert!(check_writable(inside("file/below")).is_err());
+        assert!(check_writable(inside("new")).is_err(), "a folder is no file");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_is_as_readable_as_others_whoever_wrote_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777;
+        fs::write(folder.path().join("other"), "").unwrap();
+        let write = |file: &Path| {
+            fs::remove_file(file)?;
+            fs::write(file, "private")?;
+            fs::set_permissions(file, PermissionsExt::from_mode(0o600))
+        };
+        write_atomically_with(&folder.path().join("file"), write).unwrap();
+        assert_eq!(mode("file"), mode("other"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
 use crate::best::Best;
-use crate::run::CHECKPOINT;
+use crate::run::{CHECKPOINT, RunFolder};
 use crate::{Error, Result};
 
 const STATE: &str = "state.safetensors";
@@ -44,8 +44,26 @@ pub(crate) struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// Takes `out` for a new run, or with `resume` for the interrupted one in it.
+    ///
+    /// # Errors
+    /// When there is another run, or another process trains there.
+    pub(crate) fn begin(out: &Path, fingerprint: String, resume: bool) -> Result<Self> {
+        let occupied = || Error::Occupied { path: out.to_path_buf() };
+        if RunFolder::is_in(out) {
+            return Err(occupied());
+        }
+        let held = Self::hold(out, fingerprint)?;
+        // Another process may have come to its end between the two.
+        if RunFolder::is_in(out) {
+            held.remove()?;
+            return Err(occupied());
+        }
+        if !resume && Self::plan_path(out).exists() { Err(occupied()) } else { Ok(held) }
+    }
+
     /// Creates the folder if need be and locks it.
-    pub(crate) fn hold(out: &Path, fingerprint: String) -> Result<Self> {
+    fn hold(out: &Path, fingerprint: String) -> Result<Self> {
         let folder = out.join(CHECKPOINT);
         let failed = |path: &Path, source| Error::Io { path: path.to_path_buf(), action: "written", source };
         std::fs::create_dir_all(&folder).map_err(|source| failed(&folder, source))?;
@@ -162,6 +180,22 @@ mod tests {
         drop(checkpoint);
         let other = Checkpoint::hold(folder.path(), "g".into()).unwrap();
         assert!(matches!(other.load(), Err(Error::PlanChanged { .. })));
+    }
+
+    #[test]
+    fn a_folder_is_taken_by_one_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path();
+        let begin = |resume| Checkpoint::begin(out, "f".into(), resume);
+        let held = begin(false).unwrap();
+        std::fs::write(Checkpoint::plan_path(out), "{}").unwrap();
+        assert!(matches!(begin(false), Err(Error::Busy { .. })), "nobody shall delete a run at work");
+        drop(held);
+        assert!(matches!(begin(false), Err(Error::Occupied { .. })), "it was interrupted");
+        begin(true).unwrap().remove().unwrap();
+        std::fs::write(out.join("frontdesk.json"), "{}").unwrap();
+        assert!(matches!(begin(true), Err(Error::Occupied { .. })), "it is finished");
+        assert!(!out.join(CHECKPOINT).exists(), "a finished run is left as it is");
     }
 
     #[test]

@@ -81,6 +81,16 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// The folder has another format.
+    #[error("{}: has format {found}, expected {expected}", path.display())]
+    Format {
+        /// `frontdesk.json`.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// What this version reads.
+        expected: u32,
+    },
     /// A file of the run folder is not the one that was written.
     #[error("{}: its SHA-256 is {found}, frontdesk.json says {expected}", path.display())]
     Changed {
@@ -157,10 +167,13 @@ impl Error {
             Self::NoTemplate { .. } => {
                 "use the model's instruct version, or a folder whose tokenizer_config.json has a chat_template"
             }
-            Self::Occupied { .. } => "name another folder with --out, or delete this one first",
+            Self::Occupied { .. } => {
+                "name another folder with --out, or delete this one first; an interrupted run goes on with --resume"
+            }
             Self::NothingToResume { .. } => "leave --resume away to start a new run",
             Self::Unfinished { .. } => "finish it with `frontdesk train --resume --out FOLDER`",
             Self::NotARun { .. } => "name the folder that `frontdesk train --out` wrote",
+            Self::Format { .. } => "use the version of frontdesk that wrote it, or train anew",
             Self::Changed { .. } => "copy the whole run folder again from where it was trained",
             Self::WrongBase { .. } => "name the right file or folder with --base",
             Self::Checkpoint { .. } => "delete the folder and train anew",

@@ -199,8 +199,12 @@ impl Encoded {
         let shown = self.train.iter().zip(&self.train_labels).take(count).map(|(example, &label)| {
             let before: Vec<u32> = self.prompt.shared_ids().iter().chain(&example.query).copied().collect();
             let mut pieces = vec![(tokenizer.decode(&before, false)?, false)];
-            for &token in &self.labels[label].ids {
+            let label = &self.labels[label];
+            for &token in &label.ids {
                 pieces.push((tokenizer.decode(&[token], false)?, true));
+            }
+            if label.ids.is_empty() {
+                pieces.push((format!(" → {}", label.text), false));
             }
             Ok(pieces)
         });

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use routing::linear::{LinearConfig, LinearModel, StoredLinear};
 
+use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::examples::TrainData;
 use crate::manifest::{LabelRecord, Manifest};
@@ -12,7 +13,6 @@ use crate::observer::{Observer, Started};
 use crate::plan::{Method, Plan};
 use crate::run::{RunFolder, Trained};
 use crate::train::{Outcome, manifest, measured};
-use crate::{Error, Result};
 
 /// Trains a linear model of n-grams, which needs no base model, and writes the run folder `out`. It is judged on the
 /// validation examples, and then fitted on all, unless those are in a file of their own.
@@ -26,11 +26,8 @@ pub fn train_linear(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     let begun = Instant::now();
-    if RunFolder::is_in(out) || Checkpoint::plan_path(out).exists() {
-        return Err(Error::Occupied { path: out.to_path_buf() });
-    }
-    let failed = |source| Error::Io { path: out.to_path_buf(), action: "written", source };
-    std::fs::create_dir_all(out).map_err(failed)?;
+    // Nothing is kept of an interrupted fit, so there is nothing to tell apart.
+    let held = Checkpoint::begin(out, String::new(), false)?;
     let names = data.label_names();
     let label_of = |example: &routing::Example| names.binary_search(&example.label).unwrap_or(names.len());
     let config = LinearConfig { seed: plan.recipe.seed, ..LinearConfig::default() };
@@ -61,12 +58,9 @@ pub fn train_linear(
         let known = data.valid.iter().filter(|example| label_of(example) < names.len());
         model = fit(&own.iter().copied().chain(known).collect::<Vec<_>>());
     }
-    let record = |text: &String| LabelRecord {
-        text: text.clone(),
-        ids: Vec::new(),
-        examples: data.train.iter().filter(|example| example.label == *text).count(),
-    };
-    let labels = names.iter().map(record).collect();
+    let mut labels: Vec<LabelRecord> =
+        names.iter().map(|text| LabelRecord { text: text.clone(), ids: Vec::new(), examples: 0 }).collect();
+    data.train.iter().for_each(|example| labels[label_of(example)].examples += 1);
     let manifest = Manifest {
         method: Method::Linear,
         trainable: model.n_weights(),
@@ -77,5 +71,6 @@ pub fn train_linear(
     let seconds = begun.elapsed().as_secs_f64();
     let trained = Trained::Linear(StoredLinear::from(&model));
     let run = RunFolder::write(out, manifest, &trained, None, measured(seconds))?;
+    held.remove()?;
     Ok(Outcome { run, steps: 0, seconds, device_bytes: None })
 }

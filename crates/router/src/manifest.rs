@@ -110,6 +110,11 @@ impl Manifest {
         (self.parameters > 0).then(|| self.trainable as f64 / self.parameters as f64)
     }
 
+    /// What decides which rows it was validated on: runs where this is the same can be compared by those figures.
+    pub fn validated_on(&self) -> (String, Option<String>, u64) {
+        (self.data.sha256.clone(), self.valid.as_ref().map(|valid| valid.sha256.clone()), self.recipe.seed)
+    }
+
     /// The large model that a query with this top probability goes on to.
     pub fn goes_on_to(&self, probability: f64) -> Option<&CascadeRecord> {
         self.cascade.as_ref().filter(|cascade| probability < cascade.point.threshold)

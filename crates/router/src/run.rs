@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use engine::{Head, Lora, Projection, Trainable, Weights};
 use formats::{AdapterConfig, BaseModel, DType, ModelConfig, Tokenizer, safetensors, store};
 
+use crate::checkpoint::Checkpoint;
 use crate::manifest::{FORMAT, Manifest, Measured};
 use crate::plan::Method;
 use crate::{Error, Result};
@@ -56,10 +57,13 @@ impl RunFolder {
         let path = path.as_ref().to_path_buf();
         let file = path.join(MANIFEST);
         if !file.exists() {
-            let unfinished = path.join(CHECKPOINT).is_dir();
+            let unfinished = Checkpoint::plan_path(&path).exists();
             return Err(if unfinished { Error::Unfinished { path } } else { Error::NotARun { path } });
         }
         let manifest: Manifest = read_json(&file)?;
+        if manifest.format != FORMAT {
+            return Err(Error::Format { path: file, found: manifest.format, expected: FORMAT });
+        }
         for (name, expected) in &manifest.files {
             // Names come from the file; they must not lead out of the folder.
             let plain = Path::new(name).file_name().is_some_and(|plain| plain == name.as_str());

@@ -76,7 +76,7 @@ pub fn train<B: Backend>(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     let begun = Instant::now();
-    if RunFolder::is_in(out) || (!resume && Checkpoint::plan_path(out).exists()) {
+    if RunFolder::is_in(out) {
         return Err(Error::Occupied { path: out.to_path_buf() });
     }
     let recipe = &plan.recipe;
@@ -87,7 +87,7 @@ pub fn train<B: Backend>(
     let device = backend.name();
     let tokenizer = base.tokenizer()?;
     let encoded = Encoded::new(data, &base, &tokenizer, recipe)?;
-    let checkpoint = Checkpoint::hold(out, fingerprint(data, &base, &encoded, recipe)?)?;
+    let checkpoint = Checkpoint::begin(out, fingerprint(data, &base, &encoded, recipe)?, resume)?;
     let state = if resume { checkpoint.load()? } else { None };
     if !resume {
         write_json(&Checkpoint::plan_path(out), plan)?;
@@ -145,8 +145,9 @@ pub fn train<B: Backend>(
             let before = run.trainer.steps();
             let (total_steps, trainable) = (run.total_steps, run.trainer.parameters());
             run.observer.started(&Started { total_steps, steps_done: before, trainable, ..started });
+            let between = Duration::try_from_secs_f32(plan.checkpoint_seconds).unwrap_or(Duration::MAX);
             let mut log = Log::open(&out.join(LOG), before)?;
-            run.train_to_the_end(&checkpoint, &mut log, Duration::from_secs_f32(plan.checkpoint_seconds))?;
+            run.train_to_the_end(&checkpoint, &mut log, between)?;
             let steps = run.trainer.steps();
             let device_bytes = run.trainer.model().backend().peak_bytes();
             let (trained, best_step, log_probs) = run.finish()?;

@@ -19,6 +19,6 @@ mod write;
 pub use error::Error;
 pub use example::{Dataset, Example, Format, Origin, Place, Role, Turn};
 pub use quantile::quantile;
-pub use read::{ReadOptions, read};
+pub use read::{ROW_LIMIT_BYTES, ReadOptions, read};
 pub use split::split;
 pub use write::to_json_lines;

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::device::on_device;
 use crate::progress::Training;
+use crate::terminal::say;
 use crate::verbs::compare::{self, Line};
 use crate::verbs::{base_path, train};
 
@@ -54,10 +55,10 @@ pub(crate) fn run(args: &train::Args, budget: Duration) -> anyhow::Result<Outcom
     for candidate in on_device!(args.device, within_reach, &CANDIDATES)? {
         let left = budget.saturating_sub(begun.elapsed());
         if left.is_zero() && !lines.is_empty() {
-            eprintln!("{}: not tried, the time is up", candidate.name);
+            say!("{}: not tried, the time is up", candidate.name);
             continue;
         }
-        eprintln!("\n── {} ({:.0} s left)", candidate.name, left.as_secs_f64());
+        say!("\n── {} ({:.0} s left)", candidate.name, left.as_secs_f64());
         let folder = args.out.join(FOLDER).join(candidate.name);
         match attempt(args, candidate, &folder, left) {
             Ok((outcome, line)) => {
@@ -65,16 +66,16 @@ pub(crate) fn run(args: &train::Args, budget: Duration) -> anyhow::Result<Outcom
                 outcomes.push(outcome);
             }
             Err(error) if stopped(&error) => {
-                eprintln!("{}: given up, it would take longer than what is left", candidate.name);
+                say!("{}: given up, it would take longer than what is left", candidate.name);
                 std::fs::remove_dir_all(&folder)
                     .with_context(|| format!("{}: cannot be removed", folder.display()))?;
             }
             // Bad data is bad for all of them; a base that cannot be had is not.
             Err(error) if lines.is_empty() => return Err(error),
-            Err(error) => eprintln!("{}: not tried: {error:#}", candidate.name),
+            Err(error) => say!("{}: not tried: {error:#}", candidate.name),
         }
     }
-    eprint!("\n{}", compare::table(&lines));
+    say!("\n{}", compare::table(&lines, compare::best(&lines)).trim_end());
     let best =
         compare::best(&lines).context("no candidate could be trained; give it more time with --budget")?;
     let outcome = outcomes.swap_remove(best);

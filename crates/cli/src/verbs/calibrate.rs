@@ -1,10 +1,10 @@
 //! `frontdesk calibrate`: temperature, thresholds and the out-of-scope rule of a finished run, chosen anew.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use formats::store;
 use kernels::Backend;
 use router::{CalibrateOptions, Calibrated};
 use routing::calibration::{Costs, Goal};
@@ -13,6 +13,8 @@ use serde_json::json;
 use crate::Done;
 use crate::device::{DeviceArgs, on_device};
 use crate::progress;
+use crate::terminal::{Output, on_one_line, say};
+use crate::values;
 use crate::verbs::{FieldArgs, open_router};
 
 /// Flags of `calibrate`.
@@ -30,13 +32,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "MODEL")]
     base: Option<String>,
     /// Share of the automatically routed queries that must be right; by default what the run was trained for.
-    #[arg(long, value_name = "X", conflicts_with_all = ["cost_wrong", "cost_triage", "costs"])]
+    #[arg(long, value_name = "X", conflicts_with_all = ["cost_wrong", "cost_triage", "costs"], value_parser = values::share::<f64>)]
     target_precision: Option<f64>,
     /// Instead: what a query sent to the wrong department costs, in any unit.
-    #[arg(long, value_name = "X", requires = "cost_triage")]
+    #[arg(long, value_name = "X", requires = "cost_triage", value_parser = values::from_zero::<f64>)]
     cost_wrong: Option<f64>,
     /// And what it costs when a person looks first.
-    #[arg(long, value_name = "X", requires = "cost_wrong")]
+    #[arg(long, value_name = "X", requires = "cost_wrong", value_parser = values::from_zero::<f64>)]
     cost_triage: Option<f64>,
     /// TOML file of labels with costs of their own: `[claims]`, `wrong = 40`, `triage = 2`.
     #[arg(long, value_name = "FILE", requires = "cost_wrong")]
@@ -45,7 +47,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "LABEL")]
     oos_label: Option<String>,
     /// Recognise as much out of scope as this in-scope accuracy allows; exit code 1 when it cannot be kept.
-    #[arg(long, value_name = "X", requires = "oos_label")]
+    #[arg(long, value_name = "X", requires = "oos_label", value_parser = values::share::<f64>)]
     min_in_scope: Option<f64>,
     /// Choose and print, but leave the run as it is.
     #[arg(long)]
@@ -58,12 +60,6 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
-    for (name, share) in
-        [("--target-precision", args.target_precision), ("--min-in-scope", args.min_in_scope)]
-    {
-        let fine = share.is_none_or(|share| (0.0..=1.0).contains(&share));
-        anyhow::ensure!(fine, "{name} is {}, expected a share from 0 to 1", share.unwrap_or_default());
-    }
     on_device!(args.device, calibrate, args)
 }
 
@@ -72,12 +68,21 @@ fn calibrate<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     let data = routing::read(&args.data, &fields)?;
     let mut router = open_router(backend, &args.model, args.base.as_deref(), args.device.encoding())?;
     let manifest = router.manifest();
+    if !args.dry_run {
+        store::check_writable(args.model.join("frontdesk.json"))?;
+    }
     anyhow::ensure!(
-        data.sha256 != manifest.data.sha256 || manifest.valid.is_none(),
+        data.sha256 != manifest.data.sha256,
         "{} is the file the run was trained on, which it knows by heart; name rows it has not seen",
         data.path.display()
     );
     let known: Vec<String> = manifest.labels.iter().map(|label| label.text.clone()).collect();
+    anyhow::ensure!(
+        data.examples.iter().any(|example| known.contains(&example.label)),
+        "no row of {} has a label that the model knows; it knows {}",
+        data.path.display(),
+        some(&known)
+    );
     let goal = goal(args, manifest.recipe.target_precision, &known)?;
     if let Some(label) = &args.oos_label {
         let occurs = known.contains(label) || data.examples.iter().any(|example| example.label == *label);
@@ -99,13 +104,18 @@ fn calibrate<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     if found.scope.is_none()
         && let Some(least) = args.min_in_scope
     {
-        eprintln!(
-            "no threshold keeps {:.1}% of the in-scope rows right; no scope rule is set",
-            100.0 * least
-        );
+        say!("no threshold keeps {:.1}% of the in-scope rows right; no scope rule is set", 100.0 * least);
         return Ok(Done::BelowTheBar);
     }
     Ok(Done::Fully)
+}
+
+/// The first labels, for an example of how they are written.
+fn some(labels: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = labels.iter().take(SHOWN).map(|label| format!("`{}`", on_one_line(label, 40)));
+    let more = if labels.len() > SHOWN { " and others" } else { "" };
+    shown.collect::<Vec<_>>().join(", ") + more
 }
 
 fn goal(args: &Args, trained_for: f64, known: &[String]) -> anyhow::Result<Goal> {
@@ -113,9 +123,7 @@ fn goal(args: &Args, trained_for: f64, known: &[String]) -> anyhow::Result<Goal>
         return Ok(Goal::Precision { target: args.target_precision.unwrap_or(trained_for) });
     };
     let cost_of = args.costs.as_deref().map(|path| read_costs(path, known)).transpose()?.unwrap_or_default();
-    let cost = Costs { wrong, triage };
-    anyhow::ensure!(cost.are_valid(), "costs must be numbers from 0 on, found {wrong} and {triage}");
-    Ok(Goal::Cost { cost, cost_of })
+    Ok(Goal::Cost { cost: Costs { wrong, triage }, cost_of })
 }
 
 fn read_costs(path: &Path, known: &[String]) -> anyhow::Result<BTreeMap<String, Costs>> {
@@ -131,7 +139,7 @@ fn read_costs(path: &Path, known: &[String]) -> anyhow::Result<BTreeMap<String, 
 }
 
 fn print(args: &Args, found: &Calibrated) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = Output;
     let Calibrated { calibration, thresholds, scope, data, accuracy } = found;
     if args.json {
         let json = json!({

@@ -9,6 +9,8 @@ use routing::doctor::{CheckOptions, Severity, check};
 use routing::{Dataset, suspects};
 
 use crate::Done;
+use crate::terminal::{Output, say};
+use crate::values;
 use crate::verbs::FieldArgs;
 
 /// Flags of `check`.
@@ -23,7 +25,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
     base: String,
     /// Longest query in tokens.
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = values::count::<usize>)]
     max_tokens: usize,
     /// Write the rows of the first file whose label may be wrong to this file, a JSON line each, to be corrected: set
     /// `corrected` to the right label, or `remove` to true.
@@ -44,6 +46,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
+    args.suspects.iter().chain(&args.out).try_for_each(store::check_writable)?;
     let options = args.fields.options();
     let mut datasets =
         args.files.iter().map(|file| routing::read(file, &options)).collect::<Result<Vec<_>, _>>()?;
@@ -61,9 +64,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
     let check_options = CheckOptions { max_tokens: args.max_tokens, ..CheckOptions::default() };
     let diagnosis = check(&datasets, &check_options, counter);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&diagnosis)?);
+        writeln!(Output, "{}", serde_json::to_string_pretty(&diagnosis)?)?;
     } else {
-        print!("{}", diagnosis.render());
+        write!(Output, "{}", diagnosis.render())?;
     }
     if let Some(path) = &args.suspects {
         write_suspects(&datasets[0], path)?;
@@ -80,7 +83,7 @@ fn write_suspects(data: &Dataset, path: &Path) -> anyhow::Result<()> {
         bytes.push(b'\n');
     }
     store::write_atomically(path, &bytes)?;
-    eprintln!(
+    say!(
         "{} of {} rows may be labelled wrongly: {}; correct them there, then `frontdesk check {} --corrections {} --out FILE`",
         found.len(),
         data.examples.len(),
@@ -100,16 +103,17 @@ fn correct(datasets: &mut [Dataset], corrections: &Path, out: &Path, as_json: bo
     store::write_atomically(out, routing::to_json_lines(&data.examples).as_bytes())
         .with_context(|| format!("{}: the corrected data could not be written", out.display()))?;
     if as_json {
-        println!("{}", serde_json::to_string_pretty(&done)?);
+        writeln!(Output, "{}", serde_json::to_string_pretty(&done)?)?;
     } else {
-        println!(
+        writeln!(
+            Output,
             "{}: {} rows, {} relabelled, {} removed, {} suspects left as they were",
             out.display(),
             data.examples.len(),
             done.relabelled,
             done.removed,
             done.kept
-        );
+        )?;
     }
     Ok(Done::Fully)
 }

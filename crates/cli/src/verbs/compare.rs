@@ -13,6 +13,8 @@ use serde::Serialize;
 use crate::Done;
 use crate::device::{DeviceArgs, on_device};
 use crate::progress;
+use crate::terminal::{Output, say};
+use crate::values;
 use crate::verbs::{FieldArgs, open_router};
 
 /// Flags of `compare`.
@@ -27,7 +29,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     fields: FieldArgs,
     /// Judge only the first N rows.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count::<usize>)]
     limit: Option<usize>,
     /// Print JSON.
     #[arg(long)]
@@ -71,7 +73,7 @@ impl Line {
         let validation = manifest.validation;
         Self {
             run: run.path.display().to_string(),
-            base: manifest.base.name.clone(),
+            base: manifest.base.source.clone(),
             method: manifest.method.name(),
             trainable_share: manifest.trained_share(),
             rows: validation.rows,
@@ -94,8 +96,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
         data.examples.truncate(args.limit.unwrap_or(usize::MAX));
         data
     });
+    let mut validated = Vec::new();
     for path in &args.runs {
-        let mut line = Line::of(&RunFolder::open(path)?);
+        let run = RunFolder::open(path)?;
+        let mut line = Line::of(&run);
+        validated.push(run.manifest.validated_on());
         if let Some(data) = &data {
             let (predicted, ms) = on_device!(args.device, judge, path, data, &args.device)?;
             let rows: Vec<(&str, &str)> = data
@@ -115,10 +120,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
     if let Some(data) = &data {
         set_against_best(&mut lines, &answers, data);
     }
+    let comparable = data.is_some() || validated.iter().all(|rows| *rows == validated[0]);
+    if !comparable {
+        say!(
+            "these runs were validated on different rows: their figures cannot be compared; use --data FILE"
+        );
+    }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&lines)?);
+        writeln!(Output, "{}", serde_json::to_string_pretty(&lines)?)?;
     } else {
-        print!("{}", table(&lines));
+        write!(Output, "{}", table(&lines, best(&lines).filter(|_| comparable)))?;
     }
     Ok(Done::Fully)
 }
@@ -186,9 +197,26 @@ pub(crate) fn best(lines: &[Line]) -> Option<usize> {
         .reduce(|best, next| if lines[next].accuracy > lines[best].accuracy { next } else { best })
 }
 
+/// A training's time in words.
+fn time(minutes: f64) -> String {
+    match minutes {
+        ..1.0 => format!("{:.1} s", 60.0 * minutes),
+        1.0..60.0 => format!("{minutes:.1} min"),
+        _ => format!("{:.1} h", minutes / 60.0),
+    }
+}
+
+/// A share of the weights: a head is far less than a tenth of a percent.
+fn weights(share: f64) -> String {
+    if share > 0.0 && share < 0.001 { "<0.1%".to_owned() } else { percent(share) }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1}%", 100.0 * share)
+}
+
 /// The lines for people, the best marked.
-pub(crate) fn table(lines: &[Line]) -> String {
-    let percent = |share: f64| format!("{:.1}%", 100.0 * share);
+pub(crate) fn table(lines: &[Line], best: Option<usize>) -> String {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let mut rows = vec![
         [
@@ -198,7 +226,7 @@ pub(crate) fn table(lines: &[Line]) -> String {
             "trained",
             "accuracy (95%)",
             "macro-F1",
-            "minutes",
+            "training",
             "memory",
             "ms a query",
             "",
@@ -208,7 +236,7 @@ pub(crate) fn table(lines: &[Line]) -> String {
     for (index, line) in lines.iter().enumerate() {
         let Interval { low, high } = line.accuracy_interval;
         let verdict = match &line.against_best {
-            _ if Some(index) == best(lines) => "best",
+            _ if Some(index) == best => "best",
             None => "",
             Some(Comparison { verdict: Verdict::NoDifferenceShown, .. }) => "no difference shown",
             Some(_) => "less accurate",
@@ -217,10 +245,10 @@ pub(crate) fn table(lines: &[Line]) -> String {
             line.run.clone(),
             line.base.clone(),
             line.method.to_owned(),
-            or_dash(line.trainable_share.map(percent)),
+            or_dash(line.trainable_share.map(weights)),
             format!("{} ({} to {})", percent(line.accuracy), percent(low), percent(high)),
             percent(line.macro_f1),
-            or_dash(line.minutes.map(|minutes| format!("{minutes:.1}"))),
+            or_dash(line.minutes.map(time)),
             or_dash(line.peak_memory_bytes.map(|bytes| format!("{:.2} GB", bytes as f64 / 1e9))),
             or_dash(line.ms_a_query.map(|ms| format!("{ms:.1}"))),
             verdict.to_owned(),

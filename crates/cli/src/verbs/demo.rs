@@ -11,6 +11,7 @@ use routing::doctor::{CheckOptions, check};
 
 use crate::Done;
 use crate::device::{DeviceArgs, on_device};
+use crate::terminal::{Output, say};
 use crate::verbs::{FieldArgs, against, base_path, eval, open_router, route, train};
 
 const TRAIN: &str = include_str!("../../../../examples/insurance/train.json");
@@ -50,14 +51,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
 
     step(1, "the base model", &format!("frontdesk pull {MODEL}"));
     let base = base_path(MODEL)?;
-    eprintln!("{}", base.display());
+    say!("{}", base.display());
 
     step(2, "the data", &format!("frontdesk check {} {}", train_file.display(), test_file.display()));
     let read = |file: &Path| routing::read(file, &ReadOptions::default());
     let tokenizer = BaseModel::open(&base)?.tokenizer()?;
     let count = |text: &str| tokenizer.encode_plain(text).map_or(text.len(), |ids| ids.len());
     let diagnosis = check(&[read(&train_file)?, read(&test_file)?], &CheckOptions::default(), Some(&count));
-    println!("{}", diagnosis.render());
+    writeln!(Output, "{}", diagnosis.render())?;
 
     let train_args = train::Args {
         data: Some(train_file),
@@ -108,21 +109,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
     step(5, "routing", &format!("frontdesk route --model {} \"…\"", run.display()));
     on_device!(args.device, route_three, &run, args.device.encoding())?;
 
-    eprintln!();
-    eprintln!("The report is {}.", place("report").join("report.html").display());
-    eprintln!("With your own data: frontdesk check FILE, then frontdesk train --data FILE --out runs/mine.");
+    say!();
+    say!("The report is {}.", place("report").join("report.html").display());
+    say!("With your own data: frontdesk check FILE, then frontdesk train --data FILE --out runs/mine.");
     Ok(Done::Fully)
 }
 
 fn step(number: u32, what: &str, command: &str) {
-    eprintln!("\n── {number}/5 {what} · {command}");
+    say!("\n── {number}/5 {what} · {command}");
 }
 
 fn route_three<B: Backend>(backend: B, run: &Path, encoding: Encoding) -> anyhow::Result<()> {
     let mut router = open_router(backend, run, None, encoding)?;
     let answers = router.route(&QUERIES.map(Query::new))?;
     for (text, answer) in QUERIES.iter().zip(&answers) {
-        println!("{}", route::to_line(&router, text, answer));
+        writeln!(Output, "{}", route::to_line(&router, text, answer))?;
     }
     Ok(())
 }

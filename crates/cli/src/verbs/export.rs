@@ -1,6 +1,5 @@
 //! `frontdesk export`: a trained router in the files of other programs, behind a parity gate.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -15,6 +14,8 @@ use serde_json::json;
 use crate::Done;
 use crate::device::{DeviceArgs, Precision, on_device};
 use crate::progress;
+use crate::terminal::{Output, say};
+use crate::values;
 use crate::verbs::{FieldArgs, open_base};
 
 /// Flags of `export`.
@@ -41,7 +42,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     fields: FieldArgs,
     /// Answer only the first N rows.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count::<usize>)]
     limit: Option<usize>,
     /// Rows whose top label may change: a number, or a share such as 0.01 or 1%; with more the exit code is 1 and
     /// nothing is left. 3% for 4 and 5 bits, otherwise 1%, when not given.
@@ -150,7 +151,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
     let base = open_base(&run, args.base.as_deref())?;
     let rows = args.rows(&run.manifest)?;
     let folder = StagedFolder::begin(&args.out)?;
-    eprintln!("writing {} ({export})", args.out.display());
+    say!("writing {} ({export})", args.out.display());
     export.write(&run, &base, folder.path())?;
     let manifest = run.manifest.clone();
     let before = on_device!(args.device, original, args, run, &base, &rows)?;
@@ -219,7 +220,7 @@ fn folder_bytes(folder: &StagedFolder) -> anyhow::Result<u64> {
 }
 
 fn print(args: &Args, export: Export, gate: &Gate, bytes: u64, passed: bool) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = Output;
     if args.json {
         let json = json!({
             "out": passed.then_some(&args.out), "to": export.target(), "quant": export.quant(), "bytes": bytes,
@@ -229,7 +230,7 @@ fn print(args: &Args, export: Export, gate: &Gate, bytes: u64, passed: bool) -> 
     } else if passed {
         writeln!(out, "{}", args.out.display())?;
     }
-    eprintln!(
+    say!(
         "{} rows: {} flipped labels; accuracy {} before, {} after; no probability moved by more than {:.4}",
         gate.rows,
         gate.flips.len(),
@@ -238,12 +239,12 @@ fn print(args: &Args, export: Export, gate: &Gate, bytes: u64, passed: bool) -> 
         gate.largest_change,
     );
     for flip in gate.flips.iter().take(SHOWN) {
-        eprintln!("  {} -> {}  «{}»", flip.original, flip.export, flip.text);
+        say!("  {} -> {}  «{}»", flip.original, flip.export, flip.text);
     }
     if passed {
-        eprintln!("{:.1} MB in {}", bytes as f64 / 1e6, args.out.display());
+        say!("{:.1} MB in {}", bytes as f64 / 1e6, args.out.display());
     } else {
-        eprintln!("more flips than --max-flips allows: nothing was written to {}", args.out.display());
+        say!("more flips than --max-flips allows: nothing was written to {}", args.out.display());
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use hub::Hub;
 
 use crate::Done;
 use crate::progress::Download;
+use crate::terminal::Output;
 
 /// Flags of `pull`.
 #[derive(Debug, clap::Args)]
@@ -18,14 +19,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
         for entry in hub::catalogue() {
             let here = if hub.find(entry.name)?.is_some() { "here" } else { "" };
             let size = entry.size as f64 / 1e6;
-            println!(
+            writeln!(
+                Output,
                 "{:<14} {size:>6.0} MB  {:<4}  {} ({})",
                 entry.name, here, entry.description, entry.licence
-            );
+            )?;
         }
         return Ok(Done::Fully);
     };
     let pulled = hub.pull(name, &mut Download::default())?;
-    println!("{}", pulled.path.display());
+    writeln!(Output, "{}", pulled.path.display())?;
     Ok(Done::Fully)
 }

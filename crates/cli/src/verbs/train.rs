@@ -13,6 +13,8 @@ use routing::ReadOptions;
 use crate::Done;
 use crate::device::{DeviceArgs, on_device};
 use crate::progress::Training;
+use crate::terminal::{Output, say};
+use crate::values;
 use crate::verbs::{FieldArgs, auto, base_path};
 
 /// The base that stands for several.
@@ -47,7 +49,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
     /// Seconds between checkpoints; changes nothing in the result.
-    #[arg(long, value_name = "S", default_value_t = 30.0)]
+    #[arg(long, value_name = "S", default_value_t = 30.0, value_parser = values::seconds)]
     pub(crate) checkpoint_seconds: f32,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
@@ -97,7 +99,7 @@ pub(crate) struct RecipeArgs {
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) rank: Option<u32>,
     /// The update is scaled by alpha / rank; the rank by default.
-    #[arg(long, value_name = "A")]
+    #[arg(long, value_name = "A", value_parser = values::above_zero::<f32>)]
     pub(crate) alpha: Option<f32>,
     /// Scale by alpha / sqrt(rank) instead.
     #[arg(long)]
@@ -106,28 +108,28 @@ pub(crate) struct RecipeArgs {
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub(crate) targets: Vec<String>,
     /// Passes over the examples; 3, and up to 10 where there are few.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::above_zero::<f32>)]
     pub(crate) epochs: Option<f32>,
     /// Stop after this many steps.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count::<u64>)]
     pub(crate) max_steps: Option<u64>,
     /// Learning rate at its highest.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::above_zero::<f32>)]
     pub(crate) lr: Option<f32>,
     /// How the learning rate falls.
     #[arg(long, value_enum)]
     pub(crate) schedule: Option<ScheduleArg>,
     /// Share of the steps in which the learning rate rises.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::share::<f32>)]
     pub(crate) warm_up: Option<f32>,
     /// Weight decay.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::from_zero::<f32>)]
     pub(crate) weight_decay: Option<f32>,
     /// Examples a step; 32, or 16 where there are few.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) batch: Option<u32>,
     /// Tokens computed at once; lower it to save memory, the result stays the same.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count::<usize>)]
     pub(crate) rows_per_pass: Option<usize>,
     /// Keep only the input of each block of a decoder and compute the rest again in the backward pass: less memory,
     /// more time, the same result.
@@ -140,19 +142,19 @@ pub(crate) struct RecipeArgs {
     #[arg(long, value_enum)]
     pub(crate) balance: Option<BalanceArg>,
     /// Steps between validations.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count::<u64>)]
     pub(crate) validate_every: Option<u64>,
     /// Stop after this many validations without a better macro-F1.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count::<u32>)]
     pub(crate) patience: Option<u32>,
     /// System message before every query, when the data has none of its own.
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
     /// Longest query in tokens; more is cut off.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count::<usize>)]
     pub(crate) max_tokens: Option<usize>,
     /// Share of the automatically routed queries that must be right.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::share::<f64>)]
     pub(crate) target_precision: Option<f64>,
 }
 
@@ -173,16 +175,6 @@ impl RecipeArgs {
         recipe.lr = self.lr.or(recipe.lr);
         set(&mut recipe.optimizer.warm_up, self.warm_up);
         set(&mut recipe.optimizer.weight_decay, self.weight_decay);
-        for (name, value) in [
-            ("epochs", recipe.epochs.unwrap_or(1.0)),
-            ("lr", recipe.lr.unwrap_or(1.0)),
-            ("alpha", recipe.lora.alpha),
-        ] {
-            anyhow::ensure!(
-                value.is_finite() && value > 0.0,
-                "--{name} is {value}, expected a number above 0"
-            );
-        }
         recipe.max_steps = self.max_steps.or(recipe.max_steps);
         recipe.batch = self.batch.map(|batch| batch as usize).or(recipe.batch);
         recipe.rows_per_pass = self.rows_per_pass.or(recipe.rows_per_pass);
@@ -240,16 +232,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
     if args.resume
         && let Some(run) = RunFolder::finished(&args.out)?
     {
-        eprintln!("this run is finished already");
-        println!("{}", run.path.display());
+        say!("this run is finished already");
+        writeln!(Output, "{}", run.path.display())?;
         return Ok(Done::Fully);
     }
     let outcome = train(args)?;
-    eprintln!(
+    say!(
         "next: frontdesk eval --model {0} --data TEST_FILE, or frontdesk route --model {0} \"a query\"",
         outcome.run.path.display()
     );
-    println!("{}", outcome.run.path.display());
+    writeln!(Output, "{}", outcome.run.path.display())?;
     Ok(Done::Fully)
 }
 
@@ -264,7 +256,9 @@ pub(crate) fn train(args: &Args) -> anyhow::Result<Outcome> {
     let memory =
         memory("memory", peak_memory()) + &memory("device memory", outcome.device_bytes.map(|b| b as u64));
     let did = match manifest.method {
-        Method::Lora | Method::Qlora | Method::Full => format!("trained {} steps", outcome.steps),
+        Method::Lora | Method::Qlora | Method::Full => {
+            format!("trained {} step{}", outcome.steps, if outcome.steps == 1 { "" } else { "s" })
+        }
         Method::Head => "fitted a head".to_owned(),
         Method::Linear => "fitted a linear model".to_owned(),
     };
@@ -272,7 +266,7 @@ pub(crate) fn train(args: &Args) -> anyhow::Result<Outcome> {
         Method::Lora | Method::Qlora | Method::Full => format!("kept step {}: ", manifest.best_step),
         Method::Head | Method::Linear => String::new(),
     };
-    eprintln!(
+    say!(
         "{did} in {seconds:.1} s on {}{memory}; {kept}validation accuracy {:.1}%, macro-F1 {:.3}",
         manifest.device,
         100.0 * manifest.validation.accuracy,
@@ -330,6 +324,6 @@ pub(crate) fn plan(args: &Args) -> anyhow::Result<Plan> {
         label_field: fields.label_field,
         base: args.base.clone(),
         recipe: Recipe { method, ..args.recipe.recipe()? },
-        checkpoint_seconds: args.checkpoint_seconds.max(0.0),
+        checkpoint_seconds: args.checkpoint_seconds,
     })
 }

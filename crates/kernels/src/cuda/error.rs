@@ -72,6 +72,16 @@ pub enum CudaError {
     },
 }
 
+impl CudaError {
+    /// Whether NVIDIA's driver is not installed, as on every machine without such a GPU.
+    pub fn is_no_driver(&self) -> bool {
+        matches!(self, Self::Library { library: DRIVER, .. })
+    }
+}
+
+/// The driver's library.
+pub(super) const DRIVER: &str = "libcuda";
+
 /// Says what the driver was doing when it failed.
 pub(super) trait Doing<T> {
     /// Turns the driver's error into ours.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::CudaError;
+use super::error::DRIVER;
 
 /// Checks that the driver, NVRTC and cuBLASLt can be loaded.
 ///
@@ -13,7 +14,7 @@ pub(super) fn load() -> Result<(), CudaError> {
     let driver = unsafe { cudarc::driver::sys::is_culib_present() };
     if !driver {
         let remedy = "install NVIDIA's driver, or use --device cpu";
-        return Err(CudaError::Library { what: "NVIDIA driver", library: "libcuda", remedy });
+        return Err(CudaError::Library { what: "NVIDIA driver", library: DRIVER, remedy });
     }
     let toolkit = "install the CUDA 13 toolkit, or pip install nvidia-cuda-nvrtc nvidia-cublas";
     // NVRTC opens its second half by name when it first compiles.

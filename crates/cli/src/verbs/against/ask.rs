@@ -12,6 +12,7 @@ use routing::report::{Cost, Fact, Judged, Latency, ModelSection, Prediction, Sec
 
 use super::{Args, Competitor, Rows, break_even_line};
 use crate::progress;
+use crate::terminal::say;
 
 /// Shows answers as they arrive.
 struct Watch(ProgressBar);
@@ -53,7 +54,7 @@ fn ask_one(
     let name = format!("{}, {shots}", endpoint.model);
     let prompts = Prompts::new(rows.train, rows.asked, rows.labels, options)?;
     if prompts.kept_out() > 0 {
-        eprintln!(
+        say!(
             "{} training rows are near copies of evaluation rows and stay out of the prompt",
             prompts.kept_out()
         );
@@ -82,7 +83,7 @@ fn ask_one(
         let kept =
             || format!("{name}: {answered} of {all} answers are kept in {}", recording.path().display());
         if let Ending::OutOfBudget { spent } = ending.with_context(kept)? {
-            eprintln!("{}; they cost {spent:.4} USD, more could pass --max-cost", kept());
+            say!("{}; they cost {spent:.4} USD, more could pass --max-cost", kept());
             return Ok(None);
         }
     }

@@ -11,6 +11,8 @@ use routing::compare::Comparison;
 use routing::report::{Judged, usd};
 use serde_json::{Value, json};
 
+use crate::values;
+
 pub(crate) use ask::ask;
 
 /// Flags about large language models.
@@ -29,7 +31,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) timeout: u64,
     /// Stop before a model has cost more than this many USD, earlier runs included; exit code 1.
-    #[arg(long, value_name = "USD")]
+    #[arg(long, value_name = "USD", value_parser = values::from_zero::<f64>)]
     pub(crate) max_cost: Option<f64>,
     /// Use recorded answers only.
     #[arg(long)]
@@ -78,7 +80,7 @@ pub(crate) struct PriceArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) prices: Option<PathBuf>,
     /// USD for an hour of the machine that serves the router.
-    #[arg(long, value_name = "USD")]
+    #[arg(long, value_name = "USD", value_parser = values::from_zero::<f64>)]
     pub(crate) hardware_price: Option<f64>,
 }
 
@@ -118,10 +120,6 @@ impl PriceArgs {
             None => Prices::built_in()?,
         };
         if let Some(per_hour) = self.hardware_price {
-            anyhow::ensure!(
-                per_hour.is_finite() && per_hour >= 0.0,
-                "--hardware-price is {per_hour}, expected a number from 0 on"
-            );
             prices.hardware = Hardware { per_hour };
         }
         Ok(prices)

@@ -15,6 +15,8 @@ use serde_json::json;
 
 use crate::Done;
 use crate::device::{DeviceArgs, on_device};
+use crate::terminal::Output;
+use crate::values;
 use crate::verbs::{FieldArgs, base_path, open_router, train::RecipeArgs};
 
 /// Flags of `bench`.
@@ -39,7 +41,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     example_tokens: Option<u32>,
     /// Steps, or hundreds of queries, that are timed.
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = values::count::<u64>)]
     repeats: u64,
     #[command(flatten)]
     recipe: RecipeArgs,
@@ -159,10 +161,10 @@ fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     result["device"] = json!(device);
     result["peak_memory_bytes"] = json!(peak_memory());
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&result)?);
+        writeln!(Output, "{}", serde_json::to_string_pretty(&result)?)?;
     } else {
         for (key, value) in result.as_object().into_iter().flatten() {
-            println!("{key:<20} {value}");
+            writeln!(Output, "{key:<20} {value}")?;
         }
     }
     Ok(Done::Fully)

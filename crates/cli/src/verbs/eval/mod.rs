@@ -16,6 +16,8 @@ use routing::{Dataset, Example, suspects};
 
 use crate::Done;
 use crate::device::{DeviceArgs, on_device};
+use crate::terminal::say;
+use crate::values;
 use crate::verbs::against::{self, Competitor};
 use crate::verbs::plan::training_tokens;
 use crate::verbs::{FieldArgs, open_router};
@@ -44,10 +46,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     pub(crate) predictions: Option<PathBuf>,
     /// Judge only the first N rows.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::count::<usize>)]
     pub(crate) limit: Option<usize>,
     /// Exit with code 1 when the accuracy is below this share.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::share::<f64>)]
     pub(crate) min_accuracy: Option<f64>,
     /// Label of rows that are out of scope; by default what `calibrate` was told.
     #[arg(long, value_name = "LABEL")]
@@ -86,6 +88,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
 }
 
 fn judge<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
+    output::check_writable(args)?;
     let mut data = routing::read(&args.data, &args.fields.options())?;
     data.examples.truncate(args.limit.unwrap_or(usize::MAX));
     let prices = args.against.prices.read()?;
@@ -100,7 +103,7 @@ fn judge<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     let mut baseline = None;
     match &training {
         Ok(rows) => baseline = Some(own::baseline(&rows.train, &known, &data, prices.hardware)),
-        Err(error) => eprintln!("no linear baseline: {error:#}; name its training data with --train-data"),
+        Err(error) => say!("no linear baseline: {error:#}; name its training data with --train-data"),
     }
     let own::TrainingRows { file, train } = training.unwrap_or_default();
     let asked = ask(args, &router, &train, &known, &data, own.rows.len() as f64 / seconds)?;
@@ -138,13 +141,13 @@ fn judge<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     let report = Report::new(title, &judged, findings, made);
     if let Some(folder) = &args.report {
         output::write_report(folder, &report)?;
-        eprintln!("report: {}", folder.join("report.html").display());
+        say!("report: {}", folder.join("report.html").display());
     }
     output::print(args, &report, seconds, baseline.is_some(), &large)?;
     let accuracy = report.models[0].metrics.accuracy;
     let below = args.min_accuracy.filter(|bar| accuracy < *bar);
     if let Some(bar) = below {
-        eprintln!("accuracy {accuracy:.4} is below the bar of {bar}");
+        say!("accuracy {accuracy:.4} is below the bar of {bar}");
     }
     Ok(if below.is_some() || stopped || missed { Done::BelowTheBar } else { Done::Fully })
 }
@@ -179,7 +182,7 @@ fn keep_cascade(
     let name = &first.judged.section.name;
     let found = cascades.iter().find(|(it, _)| it.judged.section.name == *name);
     let Some((_, cascade)) = found else {
-        eprintln!("no share of the queries that go on to {name} meets --cascade; the run is as it was");
+        say!("no share of the queries that go on to {name} meets --cascade; the run is as it was");
         return Ok(false);
     };
     let record = CascadeRecord {
@@ -193,7 +196,7 @@ fn keep_cascade(
     };
     record.save(&args.model).with_context(|| format!("the cascade with {name} could not be kept"))?;
     let point = cascade.point();
-    eprintln!(
+    say!(
         "kept in the run: {name} is asked below {:.3}, {:.1}% of these queries",
         point.threshold,
         100.0 * point.share

@@ -1,9 +1,7 @@
 //! What an evaluation leaves: predictions, the report's files, and its results on standard output.
 
-use std::io::Write;
 use std::path::Path;
 
-use anyhow::Context;
 use formats::store;
 use routing::report::{Prediction, Report};
 use serde_json::json;
@@ -11,9 +9,20 @@ use serde_json::json;
 use super::Args;
 use crate::verbs::against::Competitor;
 
+use crate::terminal::Output;
+
 /// A path's last part.
 pub(super) fn short(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// The names of a report's files.
+const REPORT: [&str; 3] = ["report.html", "report.md", "report.json"];
+
+/// Checks that all files can be written once there is something to write.
+pub(super) fn check_writable(args: &Args) -> anyhow::Result<()> {
+    let report = args.report.iter().flat_map(|folder| REPORT.map(|name| folder.join(name)));
+    Ok(report.chain(args.predictions.clone()).try_for_each(store::check_writable)?)
 }
 
 pub(super) fn write_predictions(path: &Path, predictions: &[Prediction]) -> anyhow::Result<()> {
@@ -26,10 +35,14 @@ pub(super) fn write_predictions(path: &Path, predictions: &[Prediction]) -> anyh
 }
 
 pub(super) fn write_report(folder: &Path, report: &Report) -> anyhow::Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be created", folder.display()))?;
-    store::write_atomically(folder.join("report.html"), report.to_html().as_bytes())?;
-    store::write_atomically(folder.join("report.md"), report.to_markdown().as_bytes())?;
-    store::write_atomically(folder.join("report.json"), &serde_json::to_vec_pretty(report)?)?;
+    let pages = [
+        report.to_html().into_bytes(),
+        report.to_markdown().into_bytes(),
+        serde_json::to_vec_pretty(report)?,
+    ];
+    for (name, page) in REPORT.iter().zip(pages) {
+        store::write_atomically(folder.join(name), &page)?;
+    }
     Ok(())
 }
 
@@ -42,7 +55,7 @@ pub(super) fn print(
     has_baseline: bool,
     large: &[Competitor],
 ) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = Output;
     let section = &report.models[0];
     if args.json {
         let mut json = serde_json::to_value(&section.metrics)?;

@@ -13,6 +13,8 @@ use serde::Serialize;
 
 use crate::Done;
 use crate::device::{DeviceArgs, on_device};
+use crate::terminal::Output;
+use crate::values;
 use crate::verbs::against::{PriceArgs, ShotArgs};
 use crate::verbs::bench;
 use crate::verbs::train::RecipeArgs;
@@ -38,10 +40,10 @@ pub(crate) struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
     /// Training examples a second, as `bench train` prints them; measured in a few steps when not given.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::above_zero::<f64>)]
     examples_per_s: Option<f64>,
     /// Queries a second, as `bench route` prints them; estimated from the training speed when not given.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::above_zero::<f64>)]
     queries_per_s: Option<f64>,
     /// Large models to price.
     #[arg(long, value_name = "MODEL", value_delimiter = ',', default_values = ["gpt-4o", "gpt-4o-mini"])]
@@ -116,14 +118,14 @@ struct Remote {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
     if args.show_prices {
-        print!("{}", Prices::built_in_text());
+        write!(Output, "{}", Prices::built_in_text())?;
         return Ok(Done::Fully);
     }
     let forecast = on_device!(args.device, forecast, args)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&forecast)?);
+        writeln!(Output, "{}", serde_json::to_string_pretty(&forecast)?)?;
     } else {
-        print!("{}", forecast.render());
+        write!(Output, "{}", forecast.render())?;
     }
     Ok(Done::Fully)
 }
