@@ -7,6 +7,7 @@ mod config;
 mod device;
 mod failure;
 mod progress;
+mod recipe;
 mod terminal;
 mod values;
 mod verbs;

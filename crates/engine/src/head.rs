@@ -47,6 +47,11 @@ const TOLERANCE: f64 = 1e-4;
 const MEMORY: usize = 10;
 
 impl Head {
+    /// A head that has learnt nothing, for features as they come.
+    pub fn zero(classes: usize, width: usize) -> Self {
+        Self { weight: vec![0.0; classes * width], bias: vec![0.0; classes], unit: false }
+    }
+
     /// The same for features as they come, when they are about as long as `features` are on average.
     #[must_use]
     pub fn for_length_of(self, features: &[f32]) -> Self {
@@ -119,14 +124,18 @@ impl HeadProblem {
         Self { features, labels: labels.to_vec(), weights: weights.to_vec(), classes, mean, scale }
     }
 
-    /// The head with the smallest penalised loss, searched from `start` on.
-    pub fn fit(&self, c: f64, start: Option<&HeadFit>) -> HeadFit {
+    /// The head with the smallest penalised loss, searched from `start` on; `None` when `goes_on`, asked before each
+    /// step, says no.
+    pub fn fit(&self, c: f64, start: Option<&HeadFit>, goes_on: &mut dyn FnMut() -> bool) -> Option<HeadFit> {
         let zero = || HeadFit { values: vec![0.0; self.classes * (self.width() + 1)] };
         let mut at = start.cloned().unwrap_or_else(zero).values;
         let mut products = Products::new(self);
         let (mut loss, mut gradient) = self.loss(&mut products, &at, c);
         let mut memory: VecDeque<(Vec<f32>, Vec<f32>, f64)> = VecDeque::new();
         for _ in 0..MOST_STEPS {
+            if !goes_on() {
+                return None;
+            }
             let direction = descent(&gradient, &memory);
             let slope = dot64(&direction, &gradient);
             let mut length =
@@ -140,7 +149,7 @@ impl HeadProblem {
                 }
                 length *= 0.5;
                 if length < 1e-6 {
-                    return HeadFit { values: at };
+                    return Some(HeadFit { values: at });
                 }
             };
             let step = difference(&next, &at);
@@ -156,7 +165,7 @@ impl HeadProblem {
                 break;
             }
         }
-        HeadFit { values: at }
+        Some(HeadFit { values: at })
     }
 
     /// The fit in the units of features as they come.
@@ -333,12 +342,12 @@ mod tests {
             let slope = (moved(1e-2) - moved(-1e-2)) / 2e-2;
             assert!((f64::from(gradient[i]) - slope).abs() < 2e-3 * (1.0 + slope.abs()), "{i}: {slope}");
         }
-        let fit = problem.fit(0.5, None);
+        let fit = problem.fit(0.5, None, &mut || true).unwrap();
         let (loss, flat) = problem.loss(&mut products, &fit.values, 0.5);
         let largest = |g: &[f32]| g.iter().fold(0.0f32, |a, g| a.max(g.abs()));
         assert!(largest(&flat) < 0.02 * largest(&gradient), "{flat:?}");
         // From another start the same minimum.
-        let again = problem.fit(0.5, Some(&HeadFit { values }));
+        let again = problem.fit(0.5, Some(&HeadFit { values }), &mut || true).unwrap();
         let (loss_again, _) = problem.loss(&mut products, &again.values, 0.5);
         assert!((loss - loss_again).abs() < 1e-4 * loss, "{loss} {loss_again}");
     }
@@ -347,7 +356,7 @@ mod tests {
     fn a_head_says_what_its_problem_found() {
         let (features, labels) = points();
         let problem = HeadProblem::new(&features, &labels, &vec![1.0; labels.len()], 3);
-        let fit = problem.fit(1.0, None);
+        let fit = problem.fit(1.0, None, &mut || true).unwrap();
         let head = problem.head(&fit);
         let mut products = Products::new(&problem);
         let logits = products.logits(&problem, &fit.values).to_vec();

@@ -1,5 +1,6 @@
 //! A trained router is calibrated anew: on rows it was not trained on, in the arithmetic that it routes with.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use kernels::Backend;
@@ -59,7 +60,8 @@ impl<B: Backend> Router<B> {
         let names: Vec<String> = self.manifest().labels.iter().map(|label| label.text.clone()).collect();
         let answers = self.route_all(rows, scored)?;
         let log_probs: Vec<Vec<f32>> = answers.into_iter().map(|answer| answer.log_probs).collect();
-        let index = |name: &str| names.iter().position(|label| label == name);
+        let places: HashMap<&str, usize> = names.iter().map(String::as_str).zip(0..).collect();
+        let index = |name: &str| places.get(name).copied();
         let nowhere = options.oos_label.as_deref().and_then(index);
         let is_out = |row: &Example| Some(&row.label) == options.oos_label.as_ref();
         // A model that has the label is asked about it as about any other.

@@ -33,8 +33,8 @@ pub use manifest::{
 };
 pub use observer::{Observer, Started, Validated};
 pub use packed::keep_packed;
-pub use plan::{Method, Plan, Recipe};
+pub use plan::{Method, Plan, Recipe, VALIDATIONS};
 pub use prompt::{DEFAULT_SYSTEM, Prompt, Query};
 pub use router::{Answer, Router};
-pub use run::RunFolder;
+pub use run::{RunFolder, measured};
 pub use train::{Outcome, peak_memory, train};

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use routing::linear::{LinearConfig, LinearModel, StoredLinear};
 
-use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::examples::TrainData;
 use crate::manifest::{LabelRecord, Manifest};
@@ -13,6 +12,7 @@ use crate::observer::{Observer, Started};
 use crate::plan::{Method, Plan};
 use crate::run::{RunFolder, Trained};
 use crate::train::{Outcome, manifest, measured};
+use crate::{Error, Result};
 
 /// Trains a linear model of n-grams, which needs no base model, and writes the run folder `out`. It is judged on the
 /// validation examples, and then fitted on all, unless those are in a file of their own.
@@ -26,8 +26,9 @@ pub fn train_linear(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     let begun = Instant::now();
-    // Nothing is kept of an interrupted fit, so there is nothing to tell apart.
-    let held = Checkpoint::begin(out, String::new(), false)?;
+    if RunFolder::is_in(out) {
+        return Err(Error::Occupied { path: out.to_path_buf() });
+    }
     let names = data.label_names();
     let label_of = |example: &routing::Example| names.binary_search(&example.label).unwrap_or(names.len());
     let config = LinearConfig { seed: plan.recipe.seed, ..LinearConfig::default() };
@@ -37,7 +38,9 @@ pub fn train_linear(
         LinearModel::train(&texts, &labels, names.len(), &config)
     };
     let own: Vec<&routing::Example> = data.train.iter().collect();
-    let mut model = fit(&own);
+    let mut model = fit(&own)?;
+    // Only now is there something to write; of an interrupted fit nothing is kept, so there is nothing to tell apart.
+    let held = Checkpoint::begin(out, String::new(), false)?;
     let weights = model.n_weights();
     observer.started(&Started {
         examples: own.len(),
@@ -56,7 +59,7 @@ pub fn train_linear(
     if data.valid_file.is_none() {
         // A label that training does not have cannot be fitted.
         let known = data.valid.iter().filter(|example| label_of(example) < names.len());
-        model = fit(&own.iter().copied().chain(known).collect::<Vec<_>>());
+        model = fit(&own.iter().copied().chain(known).collect::<Vec<_>>())?;
     }
     let mut labels: Vec<LabelRecord> =
         names.iter().map(|text| LabelRecord { text: text.clone(), ids: Vec::new(), examples: 0 }).collect();

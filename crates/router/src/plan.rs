@@ -42,6 +42,9 @@ impl Method {
     }
 }
 
+/// Validations in a run, unless the recipe says otherwise; the kept values are scored once more at its end.
+pub const VALIDATIONS: u64 = 4;
+
 /// How to train, whatever the data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {

@@ -146,7 +146,7 @@ impl RunFolder {
 
     /// What the training took, where it was written down.
     pub fn measured(&self) -> Option<Measured> {
-        read_json(&self.path.join(MEASURED)).ok()
+        measured(&self.path)
     }
 
     /// The tokenizer that the run was trained with.
@@ -294,6 +294,11 @@ fn write_adapter(
     };
     formats::Adapter { config: config_json, tensors: adapter.to_tensors(config) }.write(path)?;
     Ok(())
+}
+
+/// What the training of the run in this folder took, where it was written down.
+pub fn measured(run: &Path) -> Option<Measured> {
+    read_json(&run.join(MEASURED)).ok()
 }
 
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use engine::{
-    Adapter, Balance, Body, MemoryPlan, Model, Sampler, Storage, Trainable, Trainer, TrainerOptions,
+    Adapter, Balance, Body, Head, MemoryPlan, Model, Sampler, Storage, Trainable, Trainer, TrainerOptions,
 };
 use formats::{BaseModel, store};
 use kernels::{Backend, bf16};
@@ -19,15 +19,13 @@ use crate::linear::train_linear;
 use crate::log::Log;
 use crate::manifest::{BaseRecord, LabelRecord, Manifest, Measured, ValidationRecord};
 use crate::observer::{Observer, Started, Validated};
-use crate::plan::{Method, Plan, Recipe};
+use crate::plan::{Method, Plan, Recipe, VALIDATIONS};
 use crate::prompt::Prompt;
 use crate::run::{FromBase, RunFolder, Trained, read_json, write_json};
 use crate::scoring::Scoring;
 use crate::transfer::transfer;
 use crate::{Error, Result};
 
-/// Validations in a run, unless the recipe says otherwise.
-const VALIDATIONS: u64 = 4;
 /// Rows of a pass for each validation row scored between two reports of progress.
 const ROWS_A_REPORT: usize = 8;
 /// The time between checkpoints is at least this many times what the last one took.
@@ -137,7 +135,7 @@ pub fn train<B: Backend>(
     };
     let (trained, values, taken, steps, best_step, log_probs, device_bytes) =
         if let Some(trainable) = trainable {
-            let mut run = Training::new(model, trainable, lr, &encoded, recipe, observer)?;
+            let mut run = Training::new(model, trainable, lr, &encoded, recipe, state.is_some(), observer)?;
             if let Some(state) = state {
                 run.trainer.restore(&state.snapshot)?;
                 run.best = state.best;
@@ -258,16 +256,20 @@ impl<'a, B: Backend> Training<'a, B> {
         lr: f32,
         encoded: &'a Encoded,
         recipe: &'a Recipe,
+        resumed: bool,
         observer: &'a mut dyn Observer,
     ) -> Result<Self> {
         let labels: Vec<Vec<u32>> = encoded.labels.iter().map(|label| label.ids.clone()).collect();
-        let trainable = if model.is_encoder() {
+        let trainable = if !model.is_encoder() {
+            trainable
+        } else if resumed {
+            // The checkpoint has the head as well.
+            trainable.with_head(&Head::zero(encoded.labels.len(), model.config().hidden_size))
+        } else {
             // The head begins as the best one on the model as it is (Kumar et al., 2022): what is known already need
             // not be torn down to learn it.
             let found = transfer(&model, encoded, true, observer)?;
             trainable.with_head(&found.head.for_length_of(&found.features))
-        } else {
-            trainable
         };
         let draw = (recipe.balance == Balance::Sample).then(|| Balance::factors(&encoded.train_labels));
         let (batch, epochs) = recipe.sized_for(encoded.train.len());

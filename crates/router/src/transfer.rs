@@ -48,17 +48,17 @@ pub(crate) fn transfer<B: Backend>(
     let weights: Vec<f32> = encoded.train.iter().map(|example| example.weight).collect();
     let problem = HeadProblem::new(own, &encoded.train_labels, &weights, classes);
     let judged = |head: &Head| held.chunks_exact(width).map(|row| head.log_probs(row)).collect::<Vec<_>>();
-    let attempt = |strength: f64, start: Option<&HeadFit>| {
-        let fit = problem.fit(strength, start);
+    let mut attempt = |strength: f64, start: Option<&HeadFit>| {
+        let fit = problem.fit(strength, start, &mut || observer.goes_on()).ok_or(Error::Stopped)?;
         let log_probs = judged(&problem.head(&fit));
         // As the kept head will be read: after calibration.
         let loss = Calibration::fit(&log_probs, &encoded.valid_labels).nll_after;
-        (loss, strength, fit, log_probs)
+        Ok::<_, Error>((loss, strength, fit, log_probs))
     };
     let [strongest, weaker @ ..] = STRENGTHS;
-    let mut best = attempt(strongest, None);
+    let mut best = attempt(strongest, None)?;
     for strength in weaker {
-        let next = attempt(strength, Some(&best.2));
+        let next = attempt(strength, Some(&best.2))?;
         let better = next.0 < best.0;
         if !better {
             break;
@@ -88,7 +88,8 @@ pub(crate) fn transfer<B: Backend>(
         labels.iter().map(|&label| of_label[label]).collect()
     };
     let problem = HeadProblem::new(&all, &labels, &factors, classes);
-    let head = problem.head(&problem.fit(strength, Some(&fit)));
+    let fit = problem.fit(strength, Some(&fit), &mut || observer.goes_on()).ok_or(Error::Stopped)?;
+    let head = problem.head(&fit);
     features.truncate(encoded.train.len() * width);
     Ok(Transferred { head, features, log_probs })
 }

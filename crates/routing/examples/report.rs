@@ -136,7 +136,7 @@ fn report(n: usize) -> Report {
     let cascade = Cascade::new(side(first, &[0.019]), side(last, &[0.6]), CascadeGoal::AtMostShare(0.2));
     Training::new(&train).explain(&mut judged[0].section.mistakes);
     let findings =
-        Findings { cascades: cascade.into_iter().collect(), suspects: Some(suspects::find(&train, 0)) };
+        Findings { cascades: cascade.into_iter().collect(), suspects: suspects::find(&train, 0).ok() };
     Report::new(format!("Made-up queries, {n} labels"), &judged, findings, made(rows.len()))
 }
 

@@ -207,6 +207,16 @@ pub enum Error {
         /// Rows in the file.
         rows: usize,
     },
+    /// A linear model of n-grams would take too much memory.
+    #[error("a linear model of {features} n-grams and {labels} labels would have {} million weights, at most {} million are built", features * labels / 1_000_000, limit / 1_000_000)]
+    LinearSize {
+        /// Features of the texts.
+        features: usize,
+        /// Labels.
+        labels: usize,
+        /// Weights at most.
+        limit: usize,
+    },
     /// A label has a single example.
     #[error("{at}: label {label:?} has only this example, expected two or more")]
     SingleExample {
@@ -272,6 +282,9 @@ impl Error {
                 "Name the data that the suspects were found in, unchanged, and edit only `corrected` and `remove`.".into()
             }
             Self::EmptyField { .. } => "Fill it in or remove the row; `check` lists all such rows.".into(),
+            Self::LinearSize { .. } => {
+                "Train on an encoder instead: --method head --base minilm-l6; or merge labels.".into()
+            }
             Self::OneLabel { .. } => {
                 "Add examples of the other labels, or name another field: --label-field NAME.".into()
             }

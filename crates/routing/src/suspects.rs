@@ -52,11 +52,14 @@ pub enum Reason {
 /// A linear model is trained on four fifths of the rows and judges the last fifth, five times; near copies are always
 /// in the same fifth. Its scores become probabilities with a temperature fitted on all of them. A row is suspected
 /// from [`CONFIDENT`] on, or when most of its near copies have another label than it.
-pub fn find(rows: &[Example], seed: u64) -> Vec<Suspect> {
+///
+/// # Errors
+/// [`Error::LinearSize`] for more labels and words than that model can have.
+pub fn find(rows: &[Example], seed: u64) -> Result<Vec<Suspect>, Error> {
     let texts: Vec<_> = rows.iter().map(Example::full_text).collect();
     let groups = Groups::near(&texts);
     let mut found = near_copies(rows, &groups);
-    for (row, suggested, confidence) in out_of_fold(rows, &texts, &groups, seed) {
+    for (row, suggested, confidence) in out_of_fold(rows, &texts, &groups, seed)? {
         let suspicion = (suggested, confidence, Reason::OutOfFold);
         found.entry(row).and_modify(|known| {
             if known.1 < suspicion.1 {
@@ -79,7 +82,7 @@ pub fn find(rows: &[Example], seed: u64) -> Vec<Suspect> {
         })
         .collect();
     suspects.sort_by(|a, b| b.confidence.total_cmp(&a.confidence).then(a.row.cmp(&b.row)));
-    suspects
+    Ok(suspects)
 }
 
 /// By row: the label that at least as many of its near copies have as its own, and their share.
@@ -111,12 +114,12 @@ fn out_of_fold<T: AsRef<str>>(
     texts: &[T],
     groups: &Groups,
     seed: u64,
-) -> Vec<(usize, String, f64)> {
+) -> Result<Vec<(usize, String, f64)>, Error> {
     let mut labels: Vec<&str> = rows.iter().map(|row| row.label.as_str()).collect();
     labels.sort_unstable();
     labels.dedup();
     if labels.len() < 2 || rows.len() < FOLDS {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let truth: Vec<usize> =
         rows.iter().map(|row| labels.partition_point(|label| *label < row.label.as_str())).collect();
@@ -126,7 +129,7 @@ fn out_of_fold<T: AsRef<str>>(
         let (held, kept): (Vec<usize>, Vec<usize>) = (0..rows.len()).partition(|&row| fold[row] == number);
         let kept_texts: Vec<&str> = kept.iter().map(|&row| texts[row].as_ref()).collect();
         let kept_labels: Vec<usize> = kept.iter().map(|&row| truth[row]).collect();
-        let model = LinearModel::train(&kept_texts, &kept_labels, labels.len(), &LinearConfig::default());
+        let model = LinearModel::train(&kept_texts, &kept_labels, labels.len(), &LinearConfig::default())?;
         for row in held {
             scores[row] = model.predict(texts[row].as_ref()).1;
         }
@@ -137,7 +140,7 @@ fn out_of_fold<T: AsRef<str>>(
         (label != truth[row] && probability >= CONFIDENT)
             .then(|| (row, labels[label].to_owned(), probability))
     };
-    (0..rows.len()).filter_map(suspicion).collect()
+    Ok((0..rows.len()).filter_map(suspicion).collect())
 }
 
 /// A fold that depends on the group and the seed alone.

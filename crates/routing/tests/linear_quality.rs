@@ -39,7 +39,7 @@ fn accuracy(train: &Rows, test: &Rows) -> f64 {
     let texts: Vec<&str> = train.iter().map(|(text, _)| text.as_str()).collect();
     let labels: Vec<usize> = train.iter().map(|(_, label)| index[label.as_str()]).collect();
     let start = std::time::Instant::now();
-    let model = LinearModel::train(&texts, &labels, index.len(), &LinearConfig::default());
+    let model = LinearModel::train(&texts, &labels, index.len(), &LinearConfig::default()).unwrap();
     let trained = start.elapsed();
     let right = test.iter().filter(|(text, label)| model.predict(text).0 == index[label.as_str()]).count();
     let accuracy = right as f64 / test.len() as f64;

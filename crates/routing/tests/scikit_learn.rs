@@ -124,7 +124,7 @@ fn linear_scores_equal_linear_svcs() {
     let (texts, labels): (Vec<String>, Vec<usize>) = (read(&case["texts"]), read(&case["labels"]));
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let config = LinearConfig { tolerance: 1e-6, ..LinearConfig::default() };
-    let model = LinearModel::train(&texts, &labels, 3, &config);
+    let model = LinearModel::train(&texts, &labels, 3, &config).unwrap();
     assert_eq!(model.n_features(), read::<usize>(&case["n_features"]));
     let (probes, expected): (Vec<String>, Vec<Vec<f32>>) = (read(&case["probes"]), read(&case["scores"]));
     for (probe, expected) in probes.iter().zip(&expected) {

@@ -40,6 +40,8 @@ const CANDIDATES: [Candidate; 5] = [
 
 /// Where the candidates are trained, in the folder of the run.
 const FOLDER: &str = "candidates";
+/// Validation rows from which a difference of ten points shows.
+const ENOUGH_ROWS: usize = 100;
 /// Steps before the whole time is judged, and the share that validations add to it.
 const JUDGED_STEPS: u64 = 4;
 const VALIDATIONS: f64 = 1.15;
@@ -52,7 +54,8 @@ pub(crate) fn run(args: &train::Args, budget: Duration) -> anyhow::Result<Outcom
     }
     let mut lines: Vec<Line> = Vec::new();
     let mut outcomes = Vec::new();
-    for candidate in on_device!(args.device, within_reach, &CANDIDATES)? {
+    let candidates = on_device!(args.device, within_reach, &CANDIDATES)?;
+    for candidate in &candidates {
         let left = budget.saturating_sub(begun.elapsed());
         if left.is_zero() && !lines.is_empty() {
             say!("{}: not tried, the time is up", candidate.name);
@@ -79,10 +82,22 @@ pub(crate) fn run(args: &train::Args, budget: Duration) -> anyhow::Result<Outcom
     let best =
         compare::best(&lines).context("no candidate could be trained; give it more time with --budget")?;
     let outcome = outcomes.swap_remove(best);
+    say!(
+        "{} of {} candidates trained in {:.0} s; kept {} {}",
+        lines.len(),
+        candidates.len(),
+        begun.elapsed().as_secs_f64(),
+        outcome.run.manifest.method.name(),
+        if outcome.run.manifest.method == Method::Linear { "" } else { &outcome.run.manifest.base.source },
+    );
+    let rows = outcome.run.manifest.validation.rows;
+    if rows < ENOUGH_ROWS {
+        say!("{rows} validation rows hardly tell them apart, see the intervals: more, with --valid, would");
+    }
     let table = serde_json::to_vec_pretty(&json!({ "kept": lines[best].run, "candidates": lines }))?;
     formats::store::write_atomically(args.out.join("candidates.json"), &table)?;
     let run = outcome.run.move_to(&args.out)?;
-    Ok(Outcome { run, seconds: begun.elapsed().as_secs_f64(), ..outcome })
+    Ok(Outcome { run, ..outcome })
 }
 
 /// The candidates that this device can train.
@@ -180,7 +195,7 @@ impl Observer for Watch {
         self.inner.validated(validated);
     }
     fn goes_on(&mut self) -> bool {
-        !self.late
+        !self.late && self.begun.elapsed() < self.left
     }
 }
 

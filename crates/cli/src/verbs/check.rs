@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
 }
 
 fn write_suspects(data: &Dataset, path: &Path) -> anyhow::Result<()> {
-    let found = suspects::find(&data.examples, 0);
+    let found = suspects::find(&data.examples, 0)?;
     let mut bytes = Vec::new();
     for suspect in &found {
         serde_json::to_writer(&mut bytes, suspect)?;

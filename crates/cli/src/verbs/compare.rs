@@ -191,10 +191,10 @@ fn set_against_best(lines: &mut [Line], answers: &[Vec<String>], data: &Dataset)
     }
 }
 
-/// The most accurate line, of equals the first.
+/// The most accurate line, of equals the one with the higher macro-F1, of equals the first.
 pub(crate) fn best(lines: &[Line]) -> Option<usize> {
-    (0..lines.len())
-        .reduce(|best, next| if lines[next].accuracy > lines[best].accuracy { next } else { best })
+    let figures = |index: usize| (lines[index].accuracy, lines[index].macro_f1);
+    (0..lines.len()).reduce(|best, next| if figures(next) > figures(best) { next } else { best })
 }
 
 /// A training's time in words.

@@ -11,6 +11,7 @@ use routing::doctor::{CheckOptions, check};
 
 use crate::Done;
 use crate::device::{DeviceArgs, on_device};
+use crate::recipe::RecipeArgs;
 use crate::terminal::{Output, say};
 use crate::verbs::{FieldArgs, against, base_path, eval, open_router, route, train};
 
@@ -33,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", default_value = "runs/demo")]
     out: PathBuf,
     #[command(flatten)]
-    recipe: train::RecipeArgs,
+    recipe: RecipeArgs,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -69,7 +70,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
         out: run.clone(),
         resume: false,
         method: None,
-        recipe: train::RecipeArgs {
+        recipe: RecipeArgs {
             target_precision: args.recipe.target_precision.or(Some(TARGET_PRECISION)),
             ..args.recipe.clone()
         },

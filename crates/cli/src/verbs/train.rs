@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ValueEnum;
-use engine::{Balance, Projection, Schedule};
 use formats::BaseModel;
 use kernels::Backend;
 use router::{Method, Outcome, Plan, Recipe, RunFolder, TrainData, peak_memory};
@@ -13,12 +12,15 @@ use routing::ReadOptions;
 use crate::Done;
 use crate::device::{DeviceArgs, on_device};
 use crate::progress::Training;
+use crate::recipe::RecipeArgs;
 use crate::terminal::{Output, say};
 use crate::values;
 use crate::verbs::{FieldArgs, auto, base_path};
 
 /// The base that stands for several.
 const AUTO: &str = "auto";
+/// The base where none is named.
+const DEFAULT_BASE: &str = "smollm2-135m";
 
 /// Flags of `train`.
 #[derive(Debug, Clone, clap::Args)]
@@ -32,7 +34,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) fields: FieldArgs,
     /// Base model: a name of the catalogue, a Hugging Face id, or a path; `auto` tries several and keeps the best.
-    #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
+    #[arg(long, value_name = "MODEL", default_value = DEFAULT_BASE)]
     pub(crate) base: String,
     /// Time for `--base auto`, as 90s, 10m or 2h; a candidate that would take longer is given up.
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
@@ -70,138 +72,15 @@ pub(crate) enum MethodArg {
     Linear,
 }
 
-/// How the learning rate falls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ScheduleArg {
-    /// It does not.
-    Constant,
-    /// In a straight line to zero.
-    Linear,
-    /// Half a cosine to zero.
-    Cosine,
-}
-
-/// What is done about rare labels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum BalanceArg {
-    /// Nothing.
-    None,
-    /// Their examples weigh more in the loss.
-    Weight,
-    /// Their examples are drawn more often.
-    Sample,
-}
-
-/// How to train; what is not given has a default that works on every data set tried.
-#[derive(Debug, Clone, Default, clap::Args)]
-pub(crate) struct RecipeArgs {
-    /// Rank of the LoRA matrices.
-    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) rank: Option<u32>,
-    /// The update is scaled by alpha / rank; the rank by default.
-    #[arg(long, value_name = "A", value_parser = values::above_zero::<f32>)]
-    pub(crate) alpha: Option<f32>,
-    /// Scale by alpha / sqrt(rank) instead.
-    #[arg(long)]
-    pub(crate) rslora: bool,
-    /// Projections that train, by name; all seven by default.
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    pub(crate) targets: Vec<String>,
-    /// Passes over the examples; 3, and up to 10 where there are few.
-    #[arg(long, value_name = "N", value_parser = values::above_zero::<f32>)]
-    pub(crate) epochs: Option<f32>,
-    /// Stop after this many steps.
-    #[arg(long, value_name = "N", value_parser = values::count::<u64>)]
-    pub(crate) max_steps: Option<u64>,
-    /// Learning rate at its highest.
-    #[arg(long, value_name = "X", value_parser = values::above_zero::<f32>)]
-    pub(crate) lr: Option<f32>,
-    /// How the learning rate falls.
-    #[arg(long, value_enum)]
-    pub(crate) schedule: Option<ScheduleArg>,
-    /// Share of the steps in which the learning rate rises.
-    #[arg(long, value_name = "X", value_parser = values::share::<f32>)]
-    pub(crate) warm_up: Option<f32>,
-    /// Weight decay.
-    #[arg(long, value_name = "X", value_parser = values::from_zero::<f32>)]
-    pub(crate) weight_decay: Option<f32>,
-    /// Examples a step; 32, or 16 where there are few.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) batch: Option<u32>,
-    /// Tokens computed at once; lower it to save memory, the result stays the same.
-    #[arg(long, value_name = "N", value_parser = values::count::<usize>)]
-    pub(crate) rows_per_pass: Option<usize>,
-    /// Keep only the input of each block of a decoder and compute the rest again in the backward pass: less memory,
-    /// more time, the same result.
-    #[arg(long)]
-    pub(crate) recompute: bool,
-    /// Seed of everything random.
-    #[arg(long, value_name = "N")]
-    pub(crate) seed: Option<u64>,
-    /// What is done about rare labels.
-    #[arg(long, value_enum)]
-    pub(crate) balance: Option<BalanceArg>,
-    /// Steps between validations.
-    #[arg(long, value_name = "N", value_parser = values::count::<u64>)]
-    pub(crate) validate_every: Option<u64>,
-    /// Stop after this many validations without a better macro-F1.
-    #[arg(long, value_name = "N", value_parser = values::count::<u32>)]
-    pub(crate) patience: Option<u32>,
-    /// System message before every query, when the data has none of its own.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) system: Option<String>,
-    /// Longest query in tokens; more is cut off.
-    #[arg(long, value_name = "N", value_parser = values::count::<usize>)]
-    pub(crate) max_tokens: Option<usize>,
-    /// Share of the automatically routed queries that must be right.
-    #[arg(long, value_name = "X", value_parser = values::share::<f64>)]
-    pub(crate) target_precision: Option<f64>,
-}
-
-impl RecipeArgs {
-    pub(crate) fn recipe(&self) -> anyhow::Result<Recipe> {
-        let mut recipe = Recipe::default();
-        let set = |target: &mut f32, value: Option<f32>| *target = value.unwrap_or(*target);
-        if let Some(rank) = self.rank {
-            recipe.lora.alpha = recipe.lora.alpha / recipe.lora.rank as f32 * rank as f32;
-            recipe.lora.rank = rank as usize;
+impl From<MethodArg> for Method {
+    fn from(method: MethodArg) -> Self {
+        match method {
+            MethodArg::Lora => Self::Lora,
+            MethodArg::Qlora => Self::Qlora,
+            MethodArg::Full => Self::Full,
+            MethodArg::Head => Self::Head,
+            MethodArg::Linear => Self::Linear,
         }
-        set(&mut recipe.lora.alpha, self.alpha);
-        recipe.lora.rslora |= self.rslora;
-        if !self.targets.is_empty() {
-            recipe.lora.projections = projections(&self.targets)?;
-        }
-        recipe.epochs = self.epochs.or(recipe.epochs);
-        recipe.lr = self.lr.or(recipe.lr);
-        set(&mut recipe.optimizer.warm_up, self.warm_up);
-        set(&mut recipe.optimizer.weight_decay, self.weight_decay);
-        recipe.max_steps = self.max_steps.or(recipe.max_steps);
-        recipe.batch = self.batch.map(|batch| batch as usize).or(recipe.batch);
-        recipe.rows_per_pass = self.rows_per_pass.or(recipe.rows_per_pass);
-        recipe.recompute = self.recompute;
-        recipe.seed = self.seed.unwrap_or(recipe.seed);
-        recipe.validate_every = self.validate_every.or(recipe.validate_every);
-        recipe.patience = self.patience.or(recipe.patience);
-        recipe.max_tokens = self.max_tokens.unwrap_or(recipe.max_tokens);
-        recipe.target_precision = self.target_precision.unwrap_or(recipe.target_precision);
-        if let Some(system) = &self.system {
-            recipe.system.clone_from(system);
-        }
-        if let Some(schedule) = self.schedule {
-            recipe.optimizer.schedule = match schedule {
-                ScheduleArg::Constant => Schedule::Constant,
-                ScheduleArg::Linear => Schedule::Linear,
-                ScheduleArg::Cosine => Schedule::Cosine,
-            };
-        }
-        if let Some(balance) = self.balance {
-            recipe.balance = match balance {
-                BalanceArg::None => Balance::None,
-                BalanceArg::Weight => Balance::Weight,
-                BalanceArg::Sample => Balance::Sample,
-            };
-        }
-        Ok(recipe)
     }
 }
 
@@ -217,15 +96,6 @@ fn duration(text: &str) -> Result<Duration, String> {
     };
     let count: f64 = text[..text.len() - 1].trim().parse().map_err(|_| wrong())?;
     Duration::try_from_secs_f64(count * seconds).map_err(|_| wrong())
-}
-
-fn projections(names: &[String]) -> anyhow::Result<Vec<Projection>> {
-    let known = || Projection::ALL.map(Projection::name).join(", ");
-    for name in names {
-        let found = Projection::ALL.iter().any(|p| p.name() == name);
-        anyhow::ensure!(found, "--targets names `{name}`, expected some of {}", known());
-    }
-    Ok(Projection::ALL.into_iter().filter(|p| names.iter().any(|name| name == p.name())).collect())
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
@@ -277,13 +147,54 @@ pub(crate) fn train(args: &Args) -> anyhow::Result<Outcome> {
 
 /// Trains the base that is named.
 fn one(args: &Args) -> anyhow::Result<Outcome> {
-    let plan = if args.resume { Plan::of_interrupted(&args.out)? } else { plan(args)? };
+    let plan = if args.resume { interrupted(args)? } else { plan(args)? };
     let data = data(&plan)?;
     if plan.recipe.method == Some(Method::Linear) {
         return Ok(router::train_linear(&data, &plan, &args.out, &mut Training::new())?);
     }
     let base = BaseModel::open(base_path(&plan.base)?)?;
     on_device!(args.device, start, base, &data, &plan, &args.out, args.resume)
+}
+
+/// The plan of the interrupted run, which other flags must not contradict: it goes on as it began.
+fn interrupted(args: &Args) -> anyhow::Result<Plan> {
+    let begun = Plan::of_interrupted(&args.out)?;
+    let method = args.method.map(Method::from).or(begun.recipe.method);
+    let base = if args.base == DEFAULT_BASE { begun.base.clone() } else { args.base.clone() };
+    let asked = Plan {
+        data: args.data.as_ref().map_or_else(|| begun.data.clone(), |data| absolute(data)),
+        valid: args.valid.as_ref().map(|valid| absolute(valid)).or_else(|| begun.valid.clone()),
+        recipe: Recipe { method, ..args.recipe.over(begun.recipe.clone())? },
+        base,
+        ..begun.clone()
+    };
+    if asked != begun {
+        let (was, is) = (serde_json::to_value(&begun)?, serde_json::to_value(&asked)?);
+        anyhow::bail!(
+            "{}: the run began with {}: leave those flags out to go on, or start another run with them",
+            args.out.display(),
+            differences(&was, &is).join(", ")
+        );
+    }
+    Ok(begun)
+}
+
+/// What differs between two settings, as `name value, not other value`.
+fn differences(was: &serde_json::Value, is: &serde_json::Value) -> Vec<String> {
+    let fields = |value: &serde_json::Value| value.as_object().cloned().unwrap_or_default();
+    let (was, is) = (fields(was), fields(is));
+    let pairs = was.iter().filter_map(|(name, was)| Some((name, was, is.get(name)?)));
+    pairs
+        .filter(|(_, was, is)| was != is)
+        .flat_map(|(name, was, is)| {
+            let inner = differences(was, is);
+            if inner.is_empty() { vec![format!("{name} {was}, not {is}")] } else { inner }
+        })
+        .collect()
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// The examples of a plan.
@@ -308,22 +219,56 @@ fn start<B: Backend>(
 /// The plan that the flags ask for.
 pub(crate) fn plan(args: &Args) -> anyhow::Result<Plan> {
     let fields = args.fields.options();
-    let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
-    let method = args.method.map(|method| match method {
-        MethodArg::Lora => Method::Lora,
-        MethodArg::Qlora => Method::Qlora,
-        MethodArg::Full => Method::Full,
-        MethodArg::Head => Method::Head,
-        MethodArg::Linear => Method::Linear,
-    });
+    let method = args.method.map(Method::from);
     let data = args.data.as_ref().ok_or_else(|| anyhow::anyhow!("--data FILE is missing"))?;
     Ok(Plan {
         data: absolute(data),
-        valid: args.valid.as_ref().map(absolute),
+        valid: args.valid.as_ref().map(|valid| absolute(valid)),
         text_field: fields.text_field,
         label_field: fields.label_field,
         base: args.base.clone(),
         recipe: Recipe { method, ..args.recipe.recipe()? },
         checkpoint_seconds: args.checkpoint_seconds,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn flags(words: &[&str]) -> Args {
+        Flags::parse_from(["train"].iter().chain(words)).args
+    }
+
+    #[test]
+    fn an_interrupted_run_goes_on_as_it_began_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("run");
+        std::fs::create_dir_all(out.join("checkpoint")).unwrap();
+        let begun = plan(&flags(&["--data", "a.csv", "--rank", "12", "--lr", "0.01"])).unwrap();
+        std::fs::write(out.join("checkpoint/plan.json"), serde_json::to_vec(&begun).unwrap()).unwrap();
+        let out = out.to_str().unwrap();
+        let resume = |more: &[&str]| interrupted(&flags(&[&["--resume", "--out", out], more].concat()));
+        for same in [&[][..], &["--data", "a.csv"], &["--rank", "12"], &["--base", DEFAULT_BASE]] {
+            assert_eq!(resume(same).unwrap(), begun, "{same:?}");
+        }
+        for (other, named) in [
+            (&["--rank", "16"][..], "rank 12, not 16"),
+            (&["--epochs", "9"], "epochs null, not 9.0"),
+            (&["--data", "b.csv"], "b.csv"),
+            (&["--method", "head"], "method null, not \"head\""),
+            (&["--base", "distilbert"], "not \"distilbert\""),
+        ] {
+            let error = resume(other).unwrap_err().to_string();
+            assert!(error.contains(named) && error.contains("leave those flags out"), "{error}");
+        }
+    }
 }

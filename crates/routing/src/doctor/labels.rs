@@ -101,12 +101,19 @@ pub(super) fn sets(material: &Material) -> Vec<Finding> {
     findings
 }
 
+/// What labels that mean the same have in common: letters and digits. The signs of a number are part of it.
+fn spelling(label: &str) -> String {
+    if label.parse::<f64>().is_ok() {
+        return label.to_owned();
+    }
+    label.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
 /// Labels that differ only in case, spaces or punctuation.
 pub(super) fn variants(material: &Material) -> Option<Finding> {
     let mut spellings: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     for (_, example) in &material.rows {
-        let letters = example.label.chars().filter(|c| c.is_alphanumeric());
-        spellings.entry(letters.flat_map(char::to_lowercase).collect()).or_default().insert(&example.label);
+        spellings.entry(spelling(&example.label)).or_default().insert(&example.label);
     }
     let variants: Vec<Vec<String>> = spellings
         .into_iter()
@@ -121,4 +128,16 @@ pub(super) fn variants(material: &Material) -> Option<Finding> {
             .into(),
         variants,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spelling;
+
+    #[test]
+    fn numbers_are_spelt_with_their_signs() {
+        assert_eq!(spelling("Card-Arrival "), spelling("card arrival"));
+        assert_ne!(spelling("-1"), spelling("1"));
+        assert_ne!(spelling("1.5"), spelling("15"));
+    }
 }

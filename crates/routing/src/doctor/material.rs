@@ -33,17 +33,24 @@ impl<'a> Material<'a> {
         let rows: Vec<(usize, &Example)> =
             files.flat_map(|(file, data)| data.examples.iter().map(move |example| (file, example))).collect();
         let texts: Vec<_> = rows.iter().map(|(_, example)| example.full_text()).collect();
-        let lengths = texts.iter().map(|text| match token_counter {
-            Some(count) => count(text),
-            None => text.chars().count(),
+        // Tokens and likeness take about as long as each other.
+        let (lengths, exact, near) = std::thread::scope(|scope| {
+            let groups = scope.spawn(|| (Groups::exact(&texts), Groups::near(&texts)));
+            let lengths = texts.iter().map(|text| match token_counter {
+                Some(count) => count(text),
+                None => text.chars().count(),
+            });
+            let lengths = lengths.collect();
+            let (exact, near) = groups.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            (lengths, exact, near)
         });
         Self {
             datasets,
             names: short_names(datasets),
-            lengths: lengths.collect(),
+            lengths,
             unit: if token_counter.is_some() { Unit::Tokens } else { Unit::Characters },
-            exact: Groups::exact(&texts),
-            near: Groups::near(&texts),
+            exact,
+            near,
             rows,
             texts,
             options,

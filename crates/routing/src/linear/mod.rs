@@ -10,6 +10,8 @@ pub use neighbours::Neighbours;
 pub use stored::StoredLinear;
 use tfidf::Tfidf;
 
+use crate::Error;
+
 /// How the linear model is trained; the defaults are what the reports use.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinearConfig {
@@ -32,6 +34,9 @@ impl Default for LinearConfig {
     }
 }
 
+/// Weights that a model may have: 4 GB while it is trained, 2 GB afterwards.
+const MOST_WEIGHTS: usize = 1 << 29;
+
 /// A trained linear model.
 #[derive(Debug, Clone)]
 pub struct LinearModel {
@@ -46,13 +51,28 @@ impl LinearModel {
     /// Trains on texts with label indices below `n_labels`; a label without rows is never predicted as long
     /// as another one has some.
     ///
+    /// # Errors
+    /// [`Error::LinearSize`] when the weights would take more memory than such a model is worth.
+    ///
     /// # Panics
     /// When `texts` and `labels` differ in length, `n_labels` is 0, or a label is not below it.
-    pub fn train(texts: &[&str], labels: &[usize], n_labels: usize, config: &LinearConfig) -> Self {
+    pub fn train(
+        texts: &[&str],
+        labels: &[usize],
+        n_labels: usize,
+        config: &LinearConfig,
+    ) -> Result<Self, Error> {
         assert_eq!(texts.len(), labels.len(), "one label for each text");
         assert!(n_labels > 0, "there must be at least one label");
         assert!(labels.iter().all(|&label| label < n_labels), "labels must be below {n_labels}");
         let (features, rows) = Tfidf::fit(texts);
+        if (features.len() + 1).saturating_mul(n_labels) > MOST_WEIGHTS {
+            return Err(Error::LinearSize {
+                features: features.len(),
+                labels: n_labels,
+                limit: MOST_WEIGHTS,
+            });
+        }
         let per_label = svm::train_one_vs_rest(&rows, features.len(), labels, n_labels, config);
         let mut weights = vec![0.0; (features.len() + 1) * n_labels];
         for (label, column) in per_label.iter().enumerate() {
@@ -60,7 +80,7 @@ impl LinearModel {
                 weights[row * n_labels + label] = weight;
             }
         }
-        Self { features, n_labels, weights }
+        Ok(Self { features, n_labels, weights })
     }
 
     /// The best label and the score of every label: its distance from the margin, above 0 for "yes".
@@ -117,7 +137,7 @@ mod tests {
 
     #[test]
     fn learns_and_generalises_to_inflected_words() {
-        let model = LinearModel::train(&TEXTS, &LABELS, 3, &config(2));
+        let model = LinearModel::train(&TEXTS, &LABELS, 3, &config(2)).unwrap();
         for (text, label) in TEXTS.iter().zip(LABELS) {
             assert_eq!(model.predict(text).0, label, "{text}");
         }
@@ -132,15 +152,21 @@ mod tests {
 
     #[test]
     fn threads_do_not_change_the_weights() {
-        let one = LinearModel::train(&TEXTS, &LABELS, 2, &config(1));
-        let many = LinearModel::train(&TEXTS, &LABELS, 2, &config(5));
+        let one = LinearModel::train(&TEXTS, &LABELS, 2, &config(1)).unwrap();
+        let many = LinearModel::train(&TEXTS, &LABELS, 2, &config(5)).unwrap();
         assert_eq!(one.weights, many.weights);
     }
 
     #[test]
     fn odd_inputs_are_answered() {
-        let model = LinearModel::train(&["", "  \n", "é"], &[0, 0, 0], 1, &config(1));
+        let model = LinearModel::train(&["", "  \n", "é"], &[0, 0, 0], 1, &config(1)).unwrap();
         assert_eq!(model.predict("").0, 0);
-        assert_eq!(LinearModel::train(&[], &[], 2, &config(1)).predict("hello").1, [0.0, 0.0]);
+        assert_eq!(LinearModel::train(&[], &[], 2, &config(1)).unwrap().predict("hello").1, [0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_model_that_would_fill_the_memory_is_refused() {
+        let error = LinearModel::train(&TEXTS, &LABELS, 1 << 24, &config(1)).unwrap_err();
+        assert!(error.to_string().contains("16777216 labels") && error.hint().contains("--method head"));
     }
 }

@@ -49,7 +49,7 @@ mod tests {
     #[test]
     fn comes_back_and_refuses_what_does_not_fit() {
         let texts = ["my card was stolen", "open a savings account", "ein Konto, bitte"];
-        let model = LinearModel::train(&texts, &[0, 1, 1], 2, &LinearConfig::default());
+        let model = LinearModel::train(&texts, &[0, 1, 1], 2, &LinearConfig::default()).unwrap();
         let stored = StoredLinear::from(&model);
         let text = serde_json::to_string(&stored).unwrap();
         let read = StoredLinear { weights: stored.weights.clone(), ..serde_json::from_str(&text).unwrap() };

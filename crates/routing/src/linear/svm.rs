@@ -16,6 +16,7 @@ pub(super) fn train_one_vs_rest(
 ) -> Vec<Vec<f32>> {
     let squares: Vec<f32> =
         rows.iter().map(|row| 1.0 + row.iter().map(|(_, v)| v * v).sum::<f32>()).collect();
+    let passes = passes(rows, n_labels, config.max_passes);
     let next = AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();
@@ -28,7 +29,7 @@ pub(super) fn train_one_vs_rest(
             let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
             // a stream per label, so that neither threads nor their order change the result
             rng.set_stream(label as u64);
-            done.push((label, train(rows, &squares, &signs, n_features, config, rng)));
+            done.push((label, train(rows, &squares, &signs, n_features, passes, config, rng)));
         }
     };
     let mut weights = vec![Vec::new(); n_labels];
@@ -44,12 +45,26 @@ pub(super) fn train_one_vs_rest(
     weights
 }
 
+/// Products of values and weights after which all labels together stop, settled or not: minutes on a processor, for a
+/// million rows of many labels.
+const MOST_PRODUCTS: f64 = 5e10;
+/// Passes that are made in any case.
+const FEWEST_PASSES: usize = 3;
+
+/// The passes over the rows that [`MOST_PRODUCTS`] allow. Most problems settle long before.
+fn passes(rows: &[SparseRow], n_labels: usize, most: usize) -> usize {
+    let values: usize = rows.iter().map(Vec::len).sum();
+    let allowed = MOST_PRODUCTS / (values as f64 * n_labels as f64).max(1.0);
+    (allowed as usize).max(FEWEST_PASSES).min(most)
+}
+
 /// One label's weights; `squares` holds `x.x` of each row, `signs` its `y`.
 fn train(
     rows: &[SparseRow],
     squares: &[f32],
     signs: &[f32],
     n_features: usize,
+    passes: usize,
     config: &LinearConfig,
     mut rng: ChaCha8Rng,
 ) -> Vec<f32> {
@@ -59,7 +74,7 @@ fn train(
     let mut active: Vec<usize> = (0..rows.len()).collect();
     let mut n_active = rows.len();
     let mut shrink_above = f32::INFINITY;
-    for _ in 0..config.max_passes {
+    for _ in 0..passes {
         let (mut largest, mut smallest) = (f32::NEG_INFINITY, f32::INFINITY);
         active[..n_active].shuffle(&mut rng);
         let mut at = 0;
@@ -131,5 +146,14 @@ mod tests {
         let weights = train_one_vs_rest(&rows, 1, &[0, 1], 2, &config);
         assert!((weights[0][0] - 0.8).abs() < 1e-4 && weights[0][1].abs() < 1e-4, "{weights:?}");
         assert!((weights[1][0] + 0.8).abs() < 1e-4, "{weights:?}");
+    }
+
+    #[test]
+    fn large_problems_get_fewer_passes() {
+        let rows = |count: usize| vec![vec![(0, 1.0); 100]; count];
+        assert_eq!(passes(&rows(100), 77, 1000), 1000);
+        assert_eq!(passes(&rows(10_000), 1000, 1000), 50);
+        assert_eq!(passes(&rows(20_000), 100_000, 1000), FEWEST_PASSES);
+        assert_eq!(passes(&[], 2, 7), 7);
     }
 }

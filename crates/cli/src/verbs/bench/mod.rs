@@ -15,9 +15,10 @@ use serde_json::json;
 
 use crate::Done;
 use crate::device::{DeviceArgs, on_device};
+use crate::recipe::RecipeArgs;
 use crate::terminal::Output;
 use crate::values;
-use crate::verbs::{FieldArgs, base_path, open_router, train::RecipeArgs};
+use crate::verbs::{FieldArgs, base_path, open_router};
 
 /// Flags of `bench`.
 #[derive(Debug, clap::Args)]
@@ -94,9 +95,7 @@ impl Times {
 
     /// The milliseconds that so large a share of the queries stayed below.
     fn at(&self, share: f64) -> f64 {
-        let mut sorted = self.0.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted.get((sorted.len().saturating_sub(1) as f64 * share) as usize).copied().unwrap_or(0.0)
+        quantile_of(self.0.clone(), share)
     }
 }
 
@@ -127,19 +126,18 @@ impl Clock {
 
     /// How long a step took, in the median.
     fn seconds_per_step(&self) -> f64 {
-        median(self.timed().into_iter().map(|(seconds, _)| seconds))
+        quantile_of(self.timed().into_iter().map(|(seconds, _)| seconds).collect(), 0.5)
     }
 
     /// So much of something a second, in the median step; `of` says how much of it a step had.
     fn per_second(&self, of: fn(&StepReport) -> usize) -> f64 {
-        median(self.timed().into_iter().map(|(seconds, step)| of(&step) as f64 / seconds))
+        quantile_of(self.timed().into_iter().map(|(seconds, step)| of(&step) as f64 / seconds).collect(), 0.5)
     }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
+fn quantile_of(mut values: Vec<f64>, share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
+    routing::quantile(&values, share).unwrap_or(0.0)
 }
 
 fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {

@@ -102,7 +102,10 @@ fn judge<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     let training = own::training_rows(args, manifest);
     let mut baseline = None;
     match &training {
-        Ok(rows) => baseline = Some(own::baseline(&rows.train, &known, &data, prices.hardware)),
+        Ok(rows) => match own::baseline(&rows.train, &known, &data, prices.hardware) {
+            Ok(judged) => baseline = Some(judged),
+            Err(error) => say!("no linear baseline: {error}"),
+        },
         Err(error) => say!("no linear baseline: {error:#}; name its training data with --train-data"),
     }
     let own::TrainingRows { file, train } = training.unwrap_or_default();
@@ -128,7 +131,7 @@ fn judge<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     };
     let mut findings = Findings { cascades: cascades.into_iter().map(|it| it.1).collect(), suspects: None };
     if args.report.is_some() && !train.is_empty() {
-        findings.suspects = Some(suspects::find(&file, 0));
+        findings.suspects = suspects::find(&file, 0).ok();
         let index = Training::new(&train);
         let judged = baseline.iter_mut().chain(large.iter_mut().map(|it| &mut it.judged)).chain([&mut own]);
         judged.for_each(|it| index.explain(&mut it.section.mistakes));

@@ -1,5 +1,6 @@
 //! The judged router on the rows, and the linear baseline that learned from the same training rows.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -92,8 +93,13 @@ fn cost(hardware: Hardware, per_second: f64) -> Option<Cost> {
     per_1000.is_finite().then_some(Cost { per_1000, basis })
 }
 
-/// What the run's log says that training took; each resumption counts from its own start.
+/// What training took: by the run's log, where each resumption counts from its own start, or as it was measured
+/// where there were no steps to log.
 pub(super) fn trained_seconds(run: &Path) -> Option<f64> {
+    logged_seconds(run).or_else(|| router::measured(run).map(|measured| measured.seconds))
+}
+
+fn logged_seconds(run: &Path) -> Option<f64> {
     let log = std::fs::read_to_string(run.join("train_log.jsonl")).ok()?;
     let seconds = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["seconds"].as_f64();
     let (mut before, mut last) = (0.0, 0.0);
@@ -135,12 +141,18 @@ pub(super) fn training_rows(args: &Args, manifest: &Manifest) -> anyhow::Result<
 }
 
 /// A TF-IDF + linear model trained on the rows that the router was trained on.
-pub(super) fn baseline(train: &[Example], known: &[String], data: &Dataset, hardware: Hardware) -> Judged {
+pub(super) fn baseline(
+    train: &[Example],
+    known: &[String],
+    data: &Dataset,
+    hardware: Hardware,
+) -> Result<Judged, routing::Error> {
     let begun = Instant::now();
     let texts: Vec<&str> = train.iter().map(|example| example.text.as_str()).collect();
-    let index = |name: &String| known.iter().position(|label| label == name).unwrap_or_default();
+    let places: HashMap<&str, usize> = known.iter().map(String::as_str).zip(0..).collect();
+    let index = |name: &String| places.get(name.as_str()).copied().unwrap_or_default();
     let labels: Vec<usize> = train.iter().map(|example| index(&example.label)).collect();
-    let model = LinearModel::train(&texts, &labels, known.len(), &LinearConfig::default());
+    let model = LinearModel::train(&texts, &labels, known.len(), &LinearConfig::default())?;
     let trained = Some(begun.elapsed().as_secs_f64());
     let mut each = Vec::with_capacity(data.examples.len());
     let mut predict = |example: &Example| {
@@ -160,7 +172,7 @@ pub(super) fn baseline(train: &[Example], known: &[String], data: &Dataset, hard
     let mut section = ModelSection::new("TF-IDF + linear SVM", known, &rows, seconds);
     section.cost = cost(hardware, rows.len() as f64 / evaluate);
     section.latency = Latency::measure(each);
-    Judged { section, rows }
+    Ok(Judged { section, rows })
 }
 
 fn facts<B: Backend>(router: &Router<B>, per_second: f64) -> Vec<Fact> {
@@ -187,5 +199,9 @@ mod tests {
         let lines = ["{\"seconds\":4.0}", "{\"seconds\":10.5}", "{\"seconds\":1.0}", "{\"seconds\":2.5}"];
         std::fs::write(folder.path().join("train_log.jsonl"), lines.join("\n")).unwrap();
         assert_eq!(trained_seconds(folder.path()), Some(13.0));
+        std::fs::remove_file(folder.path().join("train_log.jsonl")).unwrap();
+        let measured = "{\"seconds\": 2.5, \"peak_memory_bytes\": null}";
+        std::fs::write(folder.path().join("measured.json"), measured).unwrap();
+        assert_eq!(trained_seconds(folder.path()), Some(2.5), "a head takes no steps");
     }
 }

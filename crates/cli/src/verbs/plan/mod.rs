@@ -7,17 +7,17 @@ use std::path::PathBuf;
 use fewshot::{BreakEven, Endpoint, Prices, PromptOptions, Prompts, Structure, TokenCounter};
 use formats::{BaseModel, Tokenizer};
 use kernels::Backend;
-use router::{Recipe, TrainData, peak_memory};
+use router::{Recipe, TrainData, VALIDATIONS, peak_memory};
 use routing::Example;
 use serde::Serialize;
 
 use crate::Done;
 use crate::device::{DeviceArgs, on_device};
+use crate::recipe::RecipeArgs;
 use crate::terminal::Output;
 use crate::values;
 use crate::verbs::against::{PriceArgs, ShotArgs};
 use crate::verbs::bench;
-use crate::verbs::train::RecipeArgs;
 use crate::verbs::{FieldArgs, base_path};
 
 /// Flags of `plan`.
@@ -70,8 +70,6 @@ const COUNTED: usize = 100;
 const EXAMPLES_A_VALIDATION_ROW: f64 = 2.0;
 /// Queries routed in the time of one training example (BANKING77 on two cores: 57 a second against 25).
 const QUERIES_AN_EXAMPLE: f64 = 2.0;
-/// Validations in a run, and once more at its end.
-const VALIDATIONS: f64 = 4.0;
 
 /// What is to be expected.
 #[derive(Debug, Serialize)]
@@ -190,8 +188,9 @@ fn work(recipe: &Recipe, train: usize, valid: usize) -> f64 {
     let (batch, epochs) = recipe.sized_for(train);
     let planned = f64::from(epochs) * train as f64;
     let examples = recipe.max_steps.map_or(planned, |steps| planned.min(steps as f64 * batch as f64));
-    let validations =
-        recipe.validate_every.map_or(VALIDATIONS, |every| examples / batch as f64 / every.max(1) as f64);
+    let validations = recipe
+        .validate_every
+        .map_or(VALIDATIONS as f64, |every| examples / batch as f64 / every.max(1) as f64);
     let scored = validations * valid.min(recipe.max_validation) as f64 + valid as f64;
     examples + EXAMPLES_A_VALIDATION_ROW * scored
 }
