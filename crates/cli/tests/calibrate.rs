@@ -121,7 +121,7 @@ fn costs_choose_thresholds_and_bars_that_cannot_be_kept_are_said() {
     assert_ne!(manifest(path)["thresholds"], kept, "without costs the goal is a share again");
 
     for (flags, said) in [
-        (vec!["--target-precision", "97"], "--target-precision is 97"),
+        (vec!["--target-precision", "97"], "a share from 0 to 1"),
         (vec!["--cost-wrong", "1"], "--cost-triage"),
         (vec!["--cost-wrong=-1", "--cost-triage", "1"], "from 0 on"),
         (vec!["--oos-label", "nowhere"], "`nowhere`"),

@@ -61,7 +61,10 @@ fn check_train_eval_route() {
     assert_eq!(rows.lines().count(), 60);
     let page = std::fs::read_to_string(folder.path().join("report/report.html")).unwrap();
     assert!(page.contains("card_lost") && page.contains("TF-IDF"));
-    assert_eq!(eval(&["--min-accuracy", "1.01"]).status.code(), Some(1), "a missed bar is exit code 1");
+    std::fs::write(folder.path().join("wrong.csv"), "text,label\nlost my card c,greeting\n").unwrap();
+    let missed = eval(&["--data", "wrong.csv", "--min-accuracy", "0.9"]);
+    assert_eq!(missed.status.code(), Some(1), "a missed bar is exit code 1");
+    assert_eq!(eval(&["--min-accuracy", "90"]).status.code(), Some(2), "a bar is a share");
 
     let mut command = frontdesk(folder.path());
     command.args(["route", "--model", "run", "--json", "--precision", "f32"]);
