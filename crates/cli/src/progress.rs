@@ -108,7 +108,7 @@ impl Observer for Training {
             say!("memory of the training: {memory}{}", free.unwrap_or_default());
         }
         if run.cut > 0 {
-            say!("{} queries were longer than --max-tokens and lost their end", run.cut);
+            say!("{} queries were longer than --max-tokens and were cut", run.cut);
         }
         for (number, pieces) in (1..).zip(&run.shown) {
             let mark = if pieces.iter().any(|(_, loss)| *loss) {

@@ -86,7 +86,7 @@ pub(crate) struct RecipeArgs {
     /// System message before every query, when the data has none of its own.
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
-    /// Longest query in tokens; more is cut off.
+    /// Longest query in tokens; a longer text loses its end, a longer conversation its oldest turns.
     #[arg(long, value_name = "N", value_parser = values::count::<usize>)]
     pub(crate) max_tokens: Option<usize>,
     /// Share of the automatically routed queries that must be right.

@@ -133,6 +133,15 @@ impl Checkpoint {
         Ok(Some(State { snapshot: Snapshot { parameters, first, second, steps, loss_scale }, best }))
     }
 
+    /// Gives up a run that failed: where no state was saved there is nothing to go on with, and nothing is left.
+    pub(crate) fn abandon(self, out: &Path) {
+        if !self.folder.join(STATE).exists() {
+            // What cannot be removed is said by the failure itself, or by the next run.
+            let _ = std::fs::remove_dir_all(&self.folder);
+            let _ = std::fs::remove_dir(out);
+        }
+    }
+
     /// Removes the folder: the run is finished.
     pub(crate) fn remove(self) -> Result<()> {
         std::fs::remove_dir_all(&self.folder).map_err(|source| Error::Io {
@@ -196,6 +205,19 @@ mod tests {
         std::fs::write(out.join("frontdesk.json"), "{}").unwrap();
         assert!(matches!(begin(true), Err(Error::Occupied { .. })), "it is finished");
         assert!(!out.join(CHECKPOINT).exists(), "a finished run is left as it is");
+    }
+
+    #[test]
+    fn a_failed_run_leaves_what_it_can_go_on_from_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("run");
+        let begin = |resume| Checkpoint::begin(&out, "f".into(), resume).unwrap();
+        begin(false).abandon(&out);
+        assert!(!out.exists());
+        let held = begin(false);
+        held.save(&state().snapshot, None).unwrap();
+        held.abandon(&out);
+        assert!(begin(true).load().unwrap().is_some());
     }
 
     #[test]

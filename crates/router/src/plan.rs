@@ -84,7 +84,7 @@ pub struct Recipe {
     pub max_validation: usize,
     /// The system message, when the data brings none.
     pub system: String,
-    /// Longest query in tokens.
+    /// Longest query in tokens, earlier turns included.
     pub max_tokens: usize,
     /// Share of the automatically routed queries that must be right.
     pub target_precision: f64,

@@ -54,7 +54,7 @@ pub struct Prompt {
     pub end_id: u32,
     /// How many of `prefix_ids` all queries share, whatever their system message.
     pub shared: usize,
-    /// Longest query in tokens; what is over is cut from the end.
+    /// Longest query in tokens, earlier turns included.
     pub max_tokens: usize,
     /// The chat template itself, for queries with a system message or history of their own; empty for an encoder.
     pub template: String,
@@ -145,8 +145,8 @@ impl Prompt {
         &self.prefix_ids[..self.shared]
     }
 
-    /// The tokens of a query from the end of the shared beginning to where the label starts, and whether the text
-    /// was cut to fit.
+    /// The tokens of a query from the end of the shared beginning to where the label starts, and whether it was cut to
+    /// fit: a text loses its end, a conversation its oldest turns.
     ///
     /// Text that spells a special token is read as plain characters: a customer cannot forge a turn.
     ///
@@ -156,17 +156,32 @@ impl Prompt {
         let mut text = tokenizer.encode_plain(query.text.trim())?;
         let cut = text.len() > self.max_tokens;
         text.truncate(self.max_tokens);
+        let history = self.recent(tokenizer, query.history, self.max_tokens - text.len())?;
         let system = query.system.map_or(self.system.as_str(), str::trim);
         let mut ids = if self.template.is_empty() {
-            self.turns(tokenizer, query.history)?
-        } else if system == self.system && query.history.is_empty() {
+            self.turns(tokenizer, history)?
+        } else if system == self.system && history.is_empty() {
             self.prefix_ids[self.shared..].to_vec()
         } else {
-            self.conversation(tokenizer, system, query.history)?
+            self.conversation(tokenizer, system, history)?
         };
         ids.extend(text);
         ids.extend(&self.suffix_ids);
-        Ok((ids, cut))
+        Ok((ids, cut || history.len() < query.history.len()))
+    }
+
+    /// The last turns for which there is room, from one of the customer's on, as templates expect it.
+    fn recent<'a>(&self, tokenizer: &Tokenizer, history: &'a [Turn], mut room: usize) -> Result<&'a [Turn]> {
+        let mut from = history.len();
+        for (index, turn) in history.iter().enumerate().rev() {
+            let tokens = tokenizer.encode_plain(turn.text.trim())?.len() + self.suffix_ids.len();
+            if tokens > room {
+                from += history[from..].iter().take_while(|turn| turn.role != Role::User).count();
+                break;
+            }
+            (room, from) = (room - tokens, index);
+        }
+        Ok(&history[from..])
     }
 
     /// Each label's tokens with the end token.
@@ -254,7 +269,9 @@ fn speak(label: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::speak;
+    use formats::BaseModel;
+
+    use super::*;
 
     #[test]
     fn labels_are_spoken() {
@@ -262,5 +279,29 @@ mod tests {
         assert_eq!(speak("health-and-dental"), "health and dental");
         assert_eq!(speak("Refund_not__showing_up "), "Refund not showing up");
         assert_eq!(speak("--"), "");
+    }
+
+    #[test]
+    fn a_long_conversation_keeps_its_last_turns() {
+        let base = BaseModel::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/tiny-chat")).unwrap();
+        let tokenizer = base.tokenizer().unwrap();
+        let template = base.chat_template().unwrap();
+        let prompt = Prompt::freeze(template, &tokenizer, "tiny", "Route.", true, 60).unwrap();
+        let turn = |number: usize| Turn {
+            role: if number.is_multiple_of(2) { Role::User } else { Role::Assistant },
+            text: format!("turn {number}"),
+        };
+        let history: Vec<Turn> = (0..200).map(turn).collect();
+        let encode = |history: &[Turn]| {
+            let query = Query { text: "my card", system: None, history };
+            prompt.encode(&tokenizer, query).unwrap()
+        };
+        let (ids, cut) = encode(&history);
+        let (kept, _) = encode(&history[198..]);
+        assert!(cut && ids.len() < 150 && ids.ends_with(&kept[kept.len() - 20..]), "{} tokens", ids.len());
+        let recent = prompt.recent(&tokenizer, &history, 60).unwrap();
+        assert!(!recent.is_empty() && recent[0].role == Role::User, "templates begin with a user's turn");
+        assert_eq!(encode(recent), (ids, false));
+        assert_eq!(encode(&[]).0, encode(&[Turn { role: Role::User, text: "word ".repeat(90) }]).0);
     }
 }

@@ -78,14 +78,40 @@ pub fn train<B: Backend>(
         return Err(Error::Occupied { path: out.to_path_buf() });
     }
     let recipe = &plan.recipe;
-    let (method, lr) = (recipe.method_for(&base), recipe.lr_for(&base));
-    if method == Method::Linear {
+    if recipe.method_for(&base) == Method::Linear {
         return train_linear(data, plan, out, observer);
     }
-    let device = backend.name();
     let tokenizer = base.tokenizer()?;
     let encoded = Encoded::new(data, &base, &tokenizer, recipe)?;
     let checkpoint = Checkpoint::begin(out, fingerprint(data, &base, &encoded, recipe)?, resume)?;
+    match train_held(backend, base, plan, data, encoded, &checkpoint, out, resume, observer, begun) {
+        Ok(outcome) => {
+            checkpoint.remove()?;
+            Ok(outcome)
+        }
+        Err(error) => {
+            checkpoint.abandon(out);
+            Err(error)
+        }
+    }
+}
+
+/// [`train()`] in a folder that is this process's own.
+fn train_held<B: Backend>(
+    backend: B,
+    base: BaseModel,
+    plan: &Plan,
+    data: &TrainData,
+    encoded: Encoded,
+    checkpoint: &Checkpoint,
+    out: &Path,
+    resume: bool,
+    observer: &mut dyn Observer,
+    begun: Instant,
+) -> Result<Outcome> {
+    let recipe = &plan.recipe;
+    let (method, lr, device) = (recipe.method_for(&base), recipe.lr_for(&base), backend.name());
+    let tokenizer = base.tokenizer()?;
     let state = if resume { checkpoint.load()? } else { None };
     if !resume {
         write_json(&Checkpoint::plan_path(out), plan)?;
@@ -145,7 +171,7 @@ pub fn train<B: Backend>(
             run.observer.started(&Started { total_steps, steps_done: before, trainable, ..started });
             let between = Duration::try_from_secs_f32(plan.checkpoint_seconds).unwrap_or(Duration::MAX);
             let mut log = Log::open(&out.join(LOG), before)?;
-            run.train_to_the_end(&checkpoint, &mut log, between)?;
+            run.train_to_the_end(checkpoint, &mut log, between)?;
             let steps = run.trainer.steps();
             let device_bytes = run.trainer.model().backend().peak_bytes();
             let (trained, best_step, log_probs) = run.finish()?;
@@ -169,7 +195,6 @@ pub fn train<B: Backend>(
     let base = FromBase { config: &config, config_json: &config_json, tokenizer: &tokenizer };
     let seconds = begun.elapsed().as_secs_f64();
     let run = RunFolder::write(out, manifest, &trained, Some(base), measured(seconds))?;
-    checkpoint.remove()?;
     Ok(Outcome { run, steps: taken, seconds, device_bytes })
 }
 
