@@ -261,6 +261,10 @@ fn pack_panels<E: Element>(words: &mut [u32], panel_words: usize, values: &[f32]
             pack_columns(words, COLUMNS, rows);
         } else {
             let mut operands = Scratch::take(cols * COLUMNS);
+            if values.len() < cols * COLUMNS {
+                // Rows that are missing are zeros, so that the same matrix has the same bytes.
+                operands.fill(0);
+            }
             pack_columns(&mut operands, COLUMNS, rows);
             (E::kernels().narrow)(bytemuck::cast_slice_mut(words), bytemuck::cast_slice(&operands));
         }
