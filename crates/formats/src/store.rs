@@ -65,9 +65,8 @@ pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
 
 /// What the system said, without the name of a temporary file that nobody knows.
 fn without_its_path(error: io::Error) -> io::Error {
-    let inner = error.get_ref().and_then(|inner| inner.source()).and_then(|inner| inner.downcast_ref());
-    match inner.and_then(io::Error::raw_os_error) {
-        Some(code) => io::Error::from_raw_os_error(code),
+    match error.to_string().split_once(" at path ") {
+        Some((why, _)) => io::Error::new(error.kind(), why),
         None => error,
     }
 }
