@@ -9,16 +9,30 @@ readonly RUN=runs/gpu-check ACCURACY_BAR=0.75
 export FRONTDESK_CUDA=1
 
 frontdesk() { cargo run --release --quiet -- "$@"; }
-bench() { frontdesk bench train --device cuda --base random:llama-3.2-1b --rank 16 --json "$@"; }
+bench() { frontdesk bench train --base random:llama-3.2-1b --rank 16 --json "$@"; }
+learns() {
+    local -r device=$1
+    rm -rf "$RUN"
+    frontdesk train --device "$device" --data examples/insurance/train.json --out "$RUN"
+    frontdesk eval --device cuda --model "$RUN" --data examples/insurance/test.json --min-accuracy "$ACCURACY_BAR"
+}
 
 cargo test --release -p kernels --test cuda
 cargo test --release -p engine a_gpu_
 
-rm -rf "$RUN"
-frontdesk train --device cuda --data examples/insurance/train.json --out "$RUN"
-frontdesk eval --device cuda --model "$RUN" --data examples/insurance/test.json --min-accuracy "$ACCURACY_BAR"
+learns cuda
 
 for batch in 2 16 256; do
-    bench --batch "$batch"
+    bench --device cuda --batch "$batch"
 done
-bench --batch 8 --example-tokens 2048
+bench --device cuda --batch 8 --example-tokens 2048
+
+# As many examples a GPU as one alone had above.
+gpus=$(nvidia-smi --list-gpus | wc -l)
+readonly gpus
+if ((gpus > 1)); then
+    learns cuda:all
+    for batch in 16 256; do
+        bench --device cuda:all --batch "$((batch * gpus))"
+    done
+fi

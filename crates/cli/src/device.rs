@@ -13,6 +13,7 @@ use crate::terminal::say;
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct DeviceArgs {
     /// Where the model runs: cpu, cuda (an NVIDIA GPU; cuda:1 for the second), or auto, the GPU where there is one.
+    /// Training can share each step among several GPUs: cuda:0,1 or cuda:all.
     #[arg(long, default_value = "auto", value_name = "auto|cpu|cuda[:N]")]
     pub(crate) device: Device,
     /// Arithmetic of activations and weights: int8 (for routing on a processor, where it is the default), bf16 (the
@@ -37,7 +38,17 @@ impl DeviceArgs {
         Ok(())
     }
 
-    /// Opens the device; `auto` takes the processor where no GPU can be used, and says why where there is one.
+    /// The same with the first device alone.
+    pub(crate) fn first(&self) -> Self {
+        let device = match &self.device {
+            Device::Cuda(gpus) => Device::Cuda(gpus[..1].to_vec()),
+            Device::AllCuda => Device::Cuda(vec![0]),
+            other => other.clone(),
+        };
+        Self { device, ..self.clone() }
+    }
+
+    /// Opens the devices; `auto` takes the processor where no GPU can be used, and says why where there is one.
     pub(crate) fn open(&self) -> anyhow::Result<Opened> {
         static SAID: Once = Once::new();
         let processor = match self.precision {
@@ -46,13 +57,18 @@ impl DeviceArgs {
         };
         let on_gpu = !matches!(self.precision, Some(Precision::F32 | Precision::Int8));
         let f16 = self.precision == Some(Precision::F16);
-        match self.device {
-            Device::Cuda(index) => {
+        match &self.device {
+            gpus @ (Device::Cuda(_) | Device::AllCuda) => {
                 anyhow::ensure!(
                     on_gpu,
                     "a GPU computes in bf16 or f16; leave --precision out, or use --device cpu"
                 );
-                Ok(Opened::Cuda(Box::new(open_cuda(index, f16)?)))
+                let indices = match gpus {
+                    Device::Cuda(indices) => indices.clone(),
+                    _ => (0..Cuda::count()?.max(1)).collect(),
+                };
+                let opened = indices.into_iter().map(|index| open_cuda(index, f16));
+                Ok(Opened::Cuda(opened.collect::<Result<_, _>>()?))
             }
             _ if f16 => anyhow::bail!("f16 is for GPUs: use --device cuda, or another --precision"),
             Device::Auto if on_gpu => Ok(open_cuda(0, false).map_or_else(
@@ -63,7 +79,7 @@ impl DeviceArgs {
                     }
                     processor
                 },
-                |cuda| Opened::Cuda(Box::new(cuda)),
+                |cuda| Opened::Cuda(vec![cuda]),
             )),
             Device::Auto | Device::Cpu => Ok(processor),
         }
@@ -76,26 +92,37 @@ fn open_cuda(index: usize, f16: bool) -> Result<Cuda, CudaError> {
 }
 
 /// A place to run a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Device {
     /// The best that is there.
     Auto,
     /// The processor.
     Cpu,
-    /// The GPU of this index.
-    Cuda(usize),
+    /// The GPUs of these indices, at least one, each once.
+    Cuda(Vec<usize>),
+    /// Every GPU.
+    AllCuda,
 }
 
 impl FromStr for Device {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match (text, text.strip_prefix("cuda:").map(str::parse)) {
-            ("auto", _) => Ok(Self::Auto),
-            ("cpu", _) => Ok(Self::Cpu),
-            ("cuda", _) => Ok(Self::Cuda(0)),
-            (_, Some(Ok(index))) => Ok(Self::Cuda(index)),
-            _ => Err("expected auto, cpu, cuda or cuda:N".into()),
+        match text {
+            "auto" => return Ok(Self::Auto),
+            "cpu" => return Ok(Self::Cpu),
+            "cuda" => return Ok(Self::Cuda(vec![0])),
+            "cuda:all" => return Ok(Self::AllCuda),
+            _ => {}
+        }
+        let indices = |list: &str| list.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>().ok();
+        let indices = text
+            .strip_prefix("cuda:")
+            .and_then(indices)
+            .ok_or("expected auto, cpu, cuda, cuda:N, cuda:N,M,… or cuda:all")?;
+        match (1..indices.len()).find(|&i| indices[..i].contains(&indices[i])) {
+            Some(twice) => Err(format!("GPU {} is named twice", indices[twice])),
+            None => Ok(Self::Cuda(indices)),
         }
     }
 }
@@ -104,7 +131,17 @@ impl FromStr for Device {
 pub(crate) enum Opened {
     F32(Cpu<f32>),
     Bf16(Cpu<bf16>),
-    Cuda(Box<Cuda>),
+    Cuda(Vec<Cuda>),
+}
+
+/// The only one of these devices.
+pub(crate) fn alone(mut devices: Vec<Cuda>) -> anyhow::Result<Cuda> {
+    anyhow::ensure!(
+        devices.len() == 1,
+        "{} GPUs are asked for, but only training shares its work among several: use one, as in --device cuda:0",
+        devices.len()
+    );
+    Ok(devices.swap_remove(0))
 }
 
 /// Arithmetic of activations and weights.
@@ -126,12 +163,28 @@ macro_rules! on_device {
         match $args.open() {
             Ok($crate::device::Opened::F32(backend)) => $function(backend, $($argument),*),
             Ok($crate::device::Opened::Bf16(backend)) => $function(backend, $($argument),*),
-            Ok($crate::device::Opened::Cuda(backend)) => $function(*backend, $($argument),*),
+            Ok($crate::device::Opened::Cuda(backends)) => match $crate::device::alone(backends) {
+                Ok(backend) => $function(backend, $($argument),*),
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error),
         }
     };
 }
 pub(crate) use on_device;
+
+/// [`on_device`] for what takes one backend or several: `$function::<B>(backends, …)`.
+macro_rules! on_devices {
+    ($args:expr, $function:path, $($argument:expr),* $(,)?) => {
+        match $args.open() {
+            Ok($crate::device::Opened::F32(backend)) => $function(vec![backend], $($argument),*),
+            Ok($crate::device::Opened::Bf16(backend)) => $function(vec![backend], $($argument),*),
+            Ok($crate::device::Opened::Cuda(backends)) => $function(backends, $($argument),*),
+            Err(error) => Err(error),
+        }
+    };
+}
+pub(crate) use on_devices;
 
 #[cfg(test)]
 mod tests {
@@ -142,13 +195,16 @@ mod tests {
         for (text, device) in [
             ("auto", Device::Auto),
             ("cpu", Device::Cpu),
-            ("cuda", Device::Cuda(0)),
-            ("cuda:3", Device::Cuda(3)),
+            ("cuda", Device::Cuda(vec![0])),
+            ("cuda:3", Device::Cuda(vec![3])),
+            ("cuda:2,0", Device::Cuda(vec![2, 0])),
+            ("cuda:all", Device::AllCuda),
         ] {
             assert_eq!(text.parse(), Ok(device));
         }
-        for text in ["", "gpu", "cuda:", "cuda:x", "cuda:-1"] {
+        for text in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:0,", "cuda:0,all"] {
             assert!(text.parse::<Device>().unwrap_err().contains("cuda:N"), "{text}");
         }
+        assert!("cuda:1,0,1".parse::<Device>().unwrap_err().contains("GPU 1 is named twice"));
     }
 }

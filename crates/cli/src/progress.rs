@@ -103,9 +103,13 @@ impl Observer for Training {
             run.labels,
             run.validation,
         );
+        if let Some(sums) = &run.sums {
+            say!("{} devices share each step; their gradients are added up {sums}", run.devices);
+        }
         if let Some(memory) = run.memory {
+            let each = if run.devices > 1 { ", on each device" } else { "" };
             let free = memory.free.map(|free| format!("; {:.2} GB were free", free as f64 / 1e9));
-            say!("memory of the training: {memory}{}", free.unwrap_or_default());
+            say!("memory of the training{each}: {memory}{}", free.unwrap_or_default());
         }
         if run.cut > 0 {
             say!("{} queries were longer than --max-tokens and were cut", run.cut);

@@ -18,6 +18,8 @@ mod model;
 mod optimizer;
 #[cfg(test)]
 mod parity;
+mod replica;
+mod replicas;
 mod sampler;
 mod scorer;
 mod search;

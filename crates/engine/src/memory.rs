@@ -25,8 +25,10 @@ pub struct PassSizes {
     pub prefix: usize,
     /// Tokens of the longest example behind it.
     pub longest: usize,
-    /// Examples a step.
+    /// Examples a step, over all replicas.
     pub batch: usize,
+    /// Devices that share them.
+    pub devices: usize,
     /// Rows a pass, where they were asked for.
     pub rows_per_pass: Option<usize>,
     /// Whether blocks are computed again in the backward pass.
@@ -53,7 +55,7 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// The plan for training `body`, and a head of `head` values, in a base model that is not loaded yet.
+    /// The plan for training `body` on this device, and a head of `head` values, in a base model that is not loaded yet.
     ///
     /// # Errors
     /// When a tensor is missing.
@@ -102,7 +104,9 @@ impl MemoryPlan {
         let room = if device.is_some() { plan.fit() } else { None };
         let most = most_rows(backend);
         let asked = sizes.rows_per_pass.unwrap_or_else(|| room.map_or(most, |fit| fit.min(most)));
-        plan.rows = asked.min(sizes.prefix + sizes.batch * sizes.longest).max(least);
+        // A share may be an example more than an equal one.
+        let examples = if sizes.devices > 1 { sizes.batch / sizes.devices + 1 } else { sizes.batch };
+        plan.rows = asked.min(sizes.prefix + examples * sizes.longest).max(least);
         Ok(plan)
     }
 
@@ -205,7 +209,7 @@ mod tests {
     }
 
     const SIZES: PassSizes =
-        PassSizes { prefix: 40, longest: 60, batch: 32, rows_per_pass: None, recompute: false };
+        PassSizes { prefix: 40, longest: 60, batch: 32, devices: 1, rows_per_pass: None, recompute: false };
 
     #[test]
     fn weights_are_planned_as_they_are_loaded() {
@@ -230,6 +234,7 @@ mod tests {
         assert_eq!((whole.rows, whole.least), (1024, 100));
         assert!(plan(PassSizes { recompute: true, ..SIZES }).row * 3 < whole.row);
         assert_eq!(plan(PassSizes { rows_per_pass: Some(1), ..SIZES }).rows, 100);
+        assert_eq!(plan(PassSizes { devices: 4, ..SIZES }).rows, 40 + 9 * 60);
         let fixed = whole.total() - whole.pass();
         let tight = MemoryPlan { free: Some(fixed + 300 * whole.row), ..whole };
         match tight.check() {

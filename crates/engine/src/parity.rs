@@ -107,7 +107,7 @@ impl Case {
         let sampler = Sampler::new(examples.len(), batch, 0, None);
         let optimizer = &self.spec["optimizer"];
         let options = options(optimizer, rows_per_pass, batch);
-        Trainer::new(model, adapter, self.prefix.clone(), examples, sampler, options).unwrap()
+        Trainer::new([model], adapter, self.prefix.clone(), examples, sampler, options).unwrap()
     }
 
     fn tensor(&self, name: &str) -> Vec<f32> {
@@ -464,11 +464,11 @@ fn gpu_lock() -> MutexGuard<'static, ()> {
     LOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The GPU, or `None` with a message.
-fn cuda() -> Option<kernels::Cuda> {
+/// The GPU of this number, or `None` with a message.
+fn cuda(index: usize) -> Option<kernels::Cuda> {
     let f16 = std::env::var("FRONTDESK_CUDA").is_ok_and(|asked| asked == "f16");
     let open = if f16 { kernels::Cuda::open_f16 } else { kernels::Cuda::open };
-    open(0, Some(std::env::temp_dir().join("frontdesk-kernels")))
+    open(index, Some(std::env::temp_dir().join("frontdesk-kernels")))
         .inspect_err(|error| eprintln!("skipped: {error}"))
         .ok()
 }
@@ -477,7 +477,7 @@ fn cuda() -> Option<kernels::Cuda> {
 fn a_gpu_stays_near_f32() {
     let _one_at_a_time = gpu_lock();
     for name in ["tied", "scaled"].into_iter().chain(OTHER_DECODERS) {
-        let Some(cuda) = cuda() else { return };
+        let Some(cuda) = cuda(0) else { return };
         stays_near_f32(name, cuda);
     }
 }
@@ -491,7 +491,7 @@ fn a_gpu_computes_full_sizes_as_peft_does() {
         return;
     };
     for entry in std::fs::read_dir(folder).unwrap() {
-        let Some(cuda) = cuda() else { return };
+        let Some(cuda) = cuda(0) else { return };
         let path = entry.unwrap().path();
         let name = path.to_str().unwrap();
         let case = Case::open(name);
@@ -516,7 +516,7 @@ fn a_gpu_computes_full_sizes_as_peft_does() {
 fn a_gpu_scores_labels_as_transformers_does() {
     let _one_at_a_time = gpu_lock();
     for (name, merged) in [("tied", false), ("scaled", false), ("scaled", true)] {
-        let Some(cuda) = cuda() else { return };
+        let Some(cuda) = cuda(0) else { return };
         let case = Case::open(name);
         let mut model = case.model(cuda);
         let adapter = case.adapter(&model, "adapter");
@@ -550,7 +550,7 @@ fn a_gpu_scores_labels_as_transformers_does() {
 fn a_gpu_makes_the_same_features() {
     let _one_at_a_time = gpu_lock();
     for name in ["../families/bert", "../families/distilbert", "tied"] {
-        let Some(cuda) = cuda() else { return };
+        let Some(cuda) = cuda(0) else { return };
         let case = Case::open(name);
         let texts: Vec<Vec<u32>> = match &case.spec["texts"] {
             Value::Array(texts) => texts.iter().map(ids).collect(),
@@ -569,7 +569,7 @@ fn a_gpu_repeats_itself_to_the_bit() {
     let _one_at_a_time = gpu_lock();
     let steps = || {
         let case = Case::open("scaled");
-        let mut trainer = case.trainer(cuda()?, 60, 4);
+        let mut trainer = case.trainer(cuda(0)?, 60, 4);
         let losses: Vec<f32> = (0..8).map(|_| trainer.step().unwrap().loss).collect();
         Some((losses, trainer.adapter()))
     };
@@ -624,7 +624,7 @@ fn smollm2_equals_transformers_and_peft() {
     let examples: Vec<Example> = sequences.iter().map(split).collect();
     let sampler = Sampler::new(examples.len(), examples.len(), 0, None);
     let options = options(&training["optimizer"], 4096, examples.len());
-    let mut trainer = Trainer::new(model, adapter, prefix, examples, sampler, options).unwrap();
+    let mut trainer = Trainer::new([model], adapter, prefix, examples, sampler, options).unwrap();
     for (step, expected) in training["steps"].as_array().unwrap().iter().enumerate() {
         let report = trainer.step().unwrap();
         assert_close(&[report.loss], &[number(&expected["loss"])], 1e-3, &format!("loss of step {step}"));

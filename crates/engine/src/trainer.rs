@@ -1,19 +1,19 @@
 //! The training loop's one step: batch, token tree, gradients, optimizer.
 
 use formats::ModelConfig;
-use kernels::{Backend, Linear};
+use kernels::Backend;
 use serde::{Deserialize, Serialize};
 
-use crate::backward::Tape;
 use crate::classifier::Classifier;
 use crate::head::Head;
 use crate::lora::Adapter;
 use crate::loss_scale::LossScale;
 use crate::model::Model;
 use crate::optimizer::{Optimizer, OptimizerOptions};
+use crate::replica::{Examples, Replica};
+use crate::replicas::Replicas;
 use crate::sampler::Sampler;
 use crate::trainable::{Body, Trainable};
-use crate::tree::{Labelled, TokenTree};
 use crate::{Error, Result};
 
 /// One example as tokens; the shared beginning of the prompt is not in it.
@@ -41,7 +41,7 @@ pub struct TrainerOptions {
     pub lr: f32,
     /// The optimizer's other settings.
     pub optimizer: OptimizerOptions,
-    /// Examples a step.
+    /// Examples a step, over all replicas.
     pub batch: usize,
     /// Rows a pass; a step whose tree is larger takes several passes and gives the same gradient. `None`: twice what
     /// keeps the device busy, or what its memory has room for.
@@ -68,7 +68,7 @@ pub struct StepReport {
     pub lr: f32,
     /// Examples seen.
     pub examples: usize,
-    /// Rows computed: each example's own tokens, and the shared beginning once a pass.
+    /// Rows computed, over all replicas: each example's own tokens, and the shared beginning once a pass.
     pub rows: usize,
     /// Tokens that padding-free but unshared training would have computed.
     pub tokens: usize,
@@ -89,108 +89,83 @@ pub struct Snapshot {
     pub loss_scale: LossScale,
 }
 
-/// A model in training.
+/// A model in training, on one device or as replicas on several.
 pub struct Trainer<B: Backend> {
-    model: Model<B>,
+    replicas: Replicas<B>,
     body: Body,
-    /// The head of an encoder, with the current values.
-    classifier: Option<Classifier>,
-    optimizer: Optimizer<B>,
     loss_scale: LossScale,
     /// Of the last step's gradients.
     gradients_scale: f32,
     options: TrainerOptions,
-    rows_per_pass: usize,
     sampler: Sampler,
-    prefix: Vec<u32>,
-    examples: Vec<Example>,
-    tape: Option<Tape<B>>,
-    tree: TokenTree,
-    losses: Vec<f32>,
+    examples: Examples,
 }
 
 impl<B: Backend> Trainer<B> {
-    /// Opens the model for what trains, an adapter or more, and gets ready for the first step.
+    /// Opens the models, replicas of one that lie on a device each, for what trains, an adapter or more, and gets
+    /// ready for the first step. Several learn what one would with the whole batch, but for the rounding of sums.
     ///
     /// # Errors
     /// When an example does not fit the model's positions, or an encoder shall be recomputed.
     ///
     /// # Panics
-    /// When an encoder has no head.
+    /// When there is no model, or an encoder has no head.
     pub fn new(
-        mut model: Model<B>,
+        models: impl Into<Vec<Model<B>>>,
         trainable: impl Into<Trainable>,
         prefix: Vec<u32>,
         examples: Vec<Example>,
         sampler: Sampler,
         options: TrainerOptions,
     ) -> Result<Self> {
+        let (models, trainable) = (models.into(), trainable.into());
         let longest = examples.iter().map(|e| e.query.len() + e.target.len()).max().unwrap_or(0);
-        let (tokens, limit) = (prefix.len() + longest, model.positions());
-        if tokens > limit {
-            return Err(Error::TooLong { tokens, limit });
+        for model in &models {
+            let (tokens, limit) = (prefix.len() + longest, model.positions());
+            if tokens > limit {
+                return Err(Error::TooLong { tokens, limit });
+            }
+            if options.recompute && model.is_encoder() {
+                return Err(Error::Recompute);
+            }
+            assert_eq!(model.is_encoder(), trainable.classes.is_some(), "an encoder trains with a head");
         }
-        if options.recompute && model.is_encoder() {
-            return Err(Error::Recompute);
-        }
-        let trainable = trainable.into();
-        assert_eq!(model.is_encoder(), trainable.classes.is_some(), "an encoder trains with a head");
-        match trainable.adapter(model.config()) {
-            Some(adapter) => model.attach(&adapter),
-            None => model.train_weights(),
-        }
-        let (width, at) = (model.config().hidden_size, trainable.head_at(model.config()));
-        let classifier = trainable.classes.map(|classes| Classifier::new(at, classes, width));
-        let optimizer = Optimizer::new(model.backend(), &trainable.values);
-        let (tree, losses, tape) = (TokenTree::default(), Vec::new(), None);
-        let body = trainable.body;
-        let most = most_rows(&model.backend);
-        let rows_per_pass = options
-            .rows_per_pass
-            .unwrap_or_else(|| rows_that_fit(&model, options.recompute).map_or(most, |fit| fit.min(most)));
-        let loss_scale = LossScale::new(&model.backend);
-        let mut trainer = Self {
-            model,
-            body,
-            classifier,
-            optimizer,
+        let replicas = Replicas::new(models, &trainable, &options);
+        let loss_scale = LossScale::new(&replicas.first().model.backend);
+        Ok(Self {
+            replicas,
+            body: trainable.body,
             loss_scale,
             gradients_scale: 1.0,
             options,
-            rows_per_pass,
             sampler,
-            prefix,
-            examples,
-            tape,
-            tree,
-            losses,
-        };
-        trainer.refresh();
-        Ok(trainer)
+            examples: Examples { prefix, all: examples },
+        })
     }
 
-    /// Takes the optimizer's values into the model and its head.
-    fn refresh(&mut self) {
-        let parameters = &self.optimizer.parameters;
-        self.model.refresh(parameters);
-        if let Some(Classifier { at, values, .. }) = &mut self.classifier {
-            self.model.backend.download(values, parameters, *at);
-        }
+    /// How the replicas' gradients are summed, where there are several.
+    pub fn sums(&self) -> Option<String> {
+        self.replicas.sums()
     }
 
-    /// The model with its current values.
+    /// The model with its current values, on the first device.
     pub fn model(&self) -> &Model<B> {
-        &self.model
+        &self.replicas.first().model
     }
 
     /// Steps taken.
     pub fn steps(&self) -> u64 {
-        self.optimizer.steps
+        self.replicas.first().optimizer.steps
     }
 
     /// Values that train.
     pub fn parameters(&self) -> usize {
-        self.model.backend.wide_len(&self.optimizer.parameters)
+        self.model().backend.wide_len(&self.replicas.first().optimizer.parameters)
+    }
+
+    /// Most bytes that one of the devices held at a time; `None` where memory is the process's own.
+    pub fn peak_bytes(&self) -> Option<usize> {
+        self.replicas.all().iter().filter_map(|replica| replica.model.backend.peak_bytes()).max()
     }
 
     /// Takes one step.
@@ -198,59 +173,39 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// When the loss is no longer a finite number.
     pub fn step(&mut self) -> Result<StepReport> {
-        let step = self.optimizer.steps;
-        let batch = self.sampler.batch(step).to_vec();
-        let of = |&index: &u32| &self.examples[index as usize];
+        let step = self.steps();
+        let batch = self.sampler.batch(step);
+        let of = |&index: &u32| &self.examples.all[index as usize];
         let total: f32 = batch.iter().map(of).map(|e| e.weight * e.target.len() as f32).sum();
-        let tokens = batch.iter().map(of).map(|e| self.prefix.len() + e.read()).sum();
+        let tokens = batch.iter().map(of).map(|e| self.examples.prefix.len() + e.read()).sum();
 
         let (loss, rows, gradient_norm) = loop {
-            let (loss, rows) = self.add_gradients(&batch, total)?;
+            let (loss, rows) = self.replicas.add_gradients(&self.examples, batch, total, self.loss_scale)?;
             if !loss.is_finite() {
                 return Err(Error::Diverged { step: step + 1, loss });
             }
-            let norm = self.optimizer.norm(self.model.backend(), self.loss_scale.factor);
+            let Replica { optimizer, model, .. } = self.replicas.first();
+            let norm = optimizer.norm(&model.backend, self.loss_scale.factor);
             if norm.is_finite() || !self.loss_scale.halve() {
                 break (loss, rows, norm);
             }
         };
-        let (backend, options) = (&self.model.backend, &self.options);
-        let norm = (gradient_norm, self.loss_scale.factor);
-        let lr = self.optimizer.step(backend, &options.optimizer, norm, options.lr, options.total_steps);
+        let (options, norm) = (&self.options, (gradient_norm, self.loss_scale.factor));
+        let lr = self.replicas.each(|replica| {
+            let Replica { optimizer, model, .. } = replica;
+            let lr =
+                optimizer.step(&model.backend, &options.optimizer, norm, options.lr, options.total_steps);
+            replica.refresh();
+            lr
+        });
         self.gradients_scale = self.loss_scale.factor;
-        self.loss_scale.went_well(backend);
-        self.refresh();
+        self.loss_scale.went_well(&self.replicas.first().model.backend);
         Ok(StepReport { step: step + 1, loss, gradient_norm, lr, examples: batch.len(), rows, tokens })
     }
 
-    /// The loss of a batch whose target tokens weigh `total`, the rows that were computed, and its gradients, times the
-    /// loss scale, in the optimizer.
-    fn add_gradients(&mut self, batch: &[u32], total: f32) -> Result<(f32, usize)> {
-        self.optimizer.clear_gradients(self.model.backend());
-        if let Some(classifier) = &mut self.classifier {
-            classifier.gradients.fill(0.0);
-        }
-        let scale = self.loss_scale.factor;
-        let (mut loss, mut rows, mut rest) = (0.0f64, 0, batch);
-        let most = self.rows_of_a_pass(batch);
-        while !rest.is_empty() {
-            let (taken, labelled) = self.plant(rest, scale / total, most);
-            rows += self.tree.rows();
-            self.pass(&labelled)?;
-            let weighted =
-                self.losses.iter().zip(&labelled).map(|(loss, l)| f64::from(*loss) * f64::from(l.weight));
-            loss += weighted.sum::<f64>() / f64::from(scale);
-            rest = &rest[taken..];
-        }
-        if let Some(Classifier { at, gradients, .. }) = &self.classifier {
-            self.model.backend.upload(&mut self.optimizer.gradients, *at, gradients);
-        }
-        Ok((loss as f32, rows))
-    }
-
-    /// Gives the buffers of the passes back until the next step: room for something else.
+    /// Gives the buffers of the first device's passes back until the next step: room for something else.
     pub fn rest(&mut self) {
-        self.tape = None;
+        self.replicas.first_mut().rest();
     }
 
     /// Replaces the values that train; for after the last step, as the optimizer's state is left alone.
@@ -259,14 +214,15 @@ impl<B: Backend> Trainer<B> {
     /// When there are more or fewer of them.
     pub fn replace(&mut self, values: &[f32]) {
         assert_eq!(values.len(), self.parameters(), "one value for each parameter");
-        self.model.backend.upload(&mut self.optimizer.parameters, 0, values);
-        self.refresh();
+        self.replicas.each(|replica| replica.replace(values));
     }
 
     /// What trains, with its current values.
     pub fn trainable(&self) -> Trainable {
-        let classes = self.classifier.as_ref().map(|classifier| classifier.classes);
-        Trainable { body: self.body.clone(), classes, values: self.host(&self.optimizer.parameters) }
+        let Replica { classifier, optimizer, .. } = self.replicas.first();
+        let classes = classifier.as_ref().map(|classifier| classifier.classes);
+        let values = self.replicas.first().host(&optimizer.parameters);
+        Trainable { body: self.body.clone(), classes, values }
     }
 
     /// The current adapter.
@@ -284,20 +240,31 @@ impl<B: Backend> Trainer<B> {
 
     /// The current head of an encoder.
     pub fn head(&self) -> Option<Head> {
-        self.classifier.as_ref().map(Classifier::head)
+        self.replicas.first().classifier.as_ref().map(Classifier::head)
     }
 
     /// The gradients of the last step, laid out as the values that train.
     pub fn gradients(&self) -> Vec<f32> {
-        let scaled = self.host(&self.optimizer.gradients);
+        let replica = self.replicas.first();
+        let scaled = replica.host(&replica.optimizer.gradients);
         scaled.into_iter().map(|gradient| gradient / self.gradients_scale).collect()
     }
 
     /// Everything that changes during training.
     pub fn snapshot(&self) -> Snapshot {
-        let Optimizer { parameters, first, second, steps, .. } = &self.optimizer;
-        let [parameters, first, second] = [parameters, first, second].map(|buffer| self.host(buffer));
+        self.snapshot_of(self.replicas.first())
+    }
+
+    fn snapshot_of(&self, replica: &Replica<B>) -> Snapshot {
+        let Optimizer { parameters, first, second, steps, .. } = &replica.optimizer;
+        let [parameters, first, second] = [parameters, first, second].map(|buffer| replica.host(buffer));
         Snapshot { parameters, first, second, steps: *steps, loss_scale: self.loss_scale }
+    }
+
+    /// Of each replica.
+    #[cfg(test)]
+    pub(crate) fn snapshots(&self) -> Vec<Snapshot> {
+        self.replicas.all().iter().map(|replica| self.snapshot_of(replica)).collect()
     }
 
     /// Goes on from a snapshot as if nothing had happened since.
@@ -305,99 +272,31 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// When the snapshot is of something else.
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
-        let (backend, optimizer) = (&self.model.backend, &mut self.optimizer);
-        let (found, expected) = (snapshot.parameters.len(), backend.wide_len(&optimizer.parameters));
+        let (found, expected) = (snapshot.parameters.len(), self.parameters());
         if found != expected || snapshot.first.len() != expected || snapshot.second.len() != expected {
             return Err(Error::Snapshot {
                 problem: format!("it has {found} parameters, this run {expected}"),
             });
         }
-        backend.upload(&mut optimizer.parameters, 0, &snapshot.parameters);
-        backend.upload(&mut optimizer.first, 0, &snapshot.first);
-        backend.upload(&mut optimizer.second, 0, &snapshot.second);
-        optimizer.steps = snapshot.steps;
+        self.replicas.each(|replica| {
+            let (backend, optimizer) = (&replica.model.backend, &mut replica.optimizer);
+            backend.upload(&mut optimizer.first, 0, &snapshot.first);
+            backend.upload(&mut optimizer.second, 0, &snapshot.second);
+            optimizer.steps = snapshot.steps;
+            replica.replace(&snapshot.parameters);
+        });
         self.loss_scale = snapshot.loss_scale;
-        self.refresh();
         Ok(())
     }
 
-    /// The model, when training is over.
-    pub fn into_model(self) -> Model<B> {
-        self.model
+    /// The models, when training is over, in the order of their devices.
+    pub fn into_models(self) -> Vec<Model<B>> {
+        self.replicas.into_models()
     }
 
     /// The model's sizes.
     pub fn config(&self) -> &ModelConfig {
-        self.model.config()
-    }
-
-    /// Rows of a pass over this batch, so that its passes are as few as may be, and about as large as each other.
-    fn rows_of_a_pass(&self, batch: &[u32]) -> usize {
-        let (most, prefix) = (self.rows_per_pass, self.prefix.len());
-        let own = |&index: &u32| self.examples[index as usize].read();
-        let rows: usize = batch.iter().map(own).sum();
-        let passes = rows.div_ceil(most.saturating_sub(prefix).max(1));
-        let longest = batch.iter().map(own).max().unwrap_or(0);
-        most.min(prefix + rows.div_ceil(passes.max(1)) + longest)
-    }
-
-    /// Grows a tree from the first examples of `batch` that fit a pass (at least one): the shared beginning once,
-    /// each query with its label below it. Returns how many it took, and the rows that carry loss.
-    fn plant(&mut self, batch: &[u32], weight: f32, most: usize) -> (usize, Vec<Labelled>) {
-        self.tree.clear();
-        let root = (!self.prefix.is_empty()).then(|| self.tree.push(None, &self.prefix));
-        let (mut taken, mut labelled, mut tokens) = (0, Vec::new(), Vec::new());
-        for &index in batch {
-            let Example { query, target, weight: own } = &self.examples[index as usize];
-            // The last label token is predicted, never read.
-            let read = &target[..target.len() - 1];
-            if taken > 0 && self.tree.rows() + query.len() + read.len() > most {
-                break;
-            }
-            tokens.clear();
-            tokens.extend_from_slice(query);
-            tokens.extend_from_slice(read);
-            let first = self.tree.rows() + query.len() - 1;
-            self.tree.push(root, &tokens);
-            labelled.extend(target.iter().enumerate().map(|(i, &target)| Labelled {
-                row: (first + i) as u32,
-                target,
-                weight: weight * own,
-            }));
-            taken += 1;
-        }
-        (taken, labelled)
-    }
-
-    fn pass(&mut self, labelled: &[Labelled]) -> Result<()> {
-        let rows = self.tree.rows();
-        let tape = match self.tape.take() {
-            Some(tape) if tape.capacity() >= rows => tape,
-            smaller => {
-                drop(smaller);
-                let (model, recompute) = (&self.model, self.options.recompute);
-                if let (Some(fit), Some(free)) = (rows_that_fit(model, recompute), model.backend.free_bytes())
-                    && fit < rows
-                {
-                    let needed = BESIDE_PASSES + rows * row_bytes(model, recompute);
-                    return Err(Error::Room { rows, needed, free, fit });
-                }
-                let room = with_growth(rows).min(rows.max(self.rows_per_pass));
-                Tape::new(model, model.backend.room(room), recompute)
-            }
-        };
-        let tape = self.tape.insert(tape);
-        let (gradients, classifier) = (&mut self.optimizer.gradients, self.classifier.as_mut());
-        let (losses, tree) = (&mut self.losses, &self.tree);
-        self.model.loss_and_gradients(gradients, classifier, losses, tape, tree, labelled);
-        Ok(())
-    }
-
-    fn host(&self, buffer: &B::Wide) -> Vec<f32> {
-        let backend = self.model.backend();
-        let mut values = vec![0.0; backend.wide_len(buffer)];
-        backend.download(&mut values, buffer, 0);
-        values
+        self.model().config()
     }
 }
 
@@ -412,17 +311,4 @@ pub(crate) fn most_rows<B: Backend>(backend: &B) -> usize {
 /// Some rows more, so that a slightly longer batch does not allocate everything anew.
 pub(crate) fn with_growth(rows: usize) -> usize {
     rows + rows / 64
-}
-
-/// Rows of the largest pass for which the device has room, where it has a memory of its own.
-fn rows_that_fit<B: Backend>(model: &Model<B>, recompute: bool) -> Option<usize> {
-    let free = model.backend.free_bytes()?.saturating_sub(BESIDE_PASSES);
-    // A pass is rounded up, with some room to grow: less than a sixteenth together.
-    Some(free / row_bytes(model, recompute) * 15 / 16)
-}
-
-fn row_bytes<B: Backend>(model: &Model<B>, recompute: bool) -> usize {
-    let block = &model.blocks[0];
-    let mids = [&block.qkv, &block.out, &block.up, &block.down].map(Linear::mid_width);
-    Tape::<B>::row_bytes(model.config(), mids, model.backend.narrow_size(), recompute)
 }

@@ -53,6 +53,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     type Pass: Send + Sync;
     /// Ops recorded once and replayed, for devices where starting an op costs more than a small op.
     type Recording: Default + Send + Sync;
+    /// What some devices need to add up their buffers; shown as the way in which they do it.
+    type Group: std::fmt::Display + Send + Sync;
 
     /// What runs and how, for reports: `cpu avx512 bf16`.
     fn name(&self) -> String;
@@ -73,6 +75,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn peak_flops(&self) -> f64;
     /// Rows of a pass that keep the device busy; more take memory and save little time.
     fn rows_at_once(&self) -> usize;
+
+    /// Joins devices, in this order, for [`Backend::sum`].
+    fn join(devices: &[&Self]) -> Self::Group;
+    /// Replaces each device's buffer by the sum of all, the same bits everywhere. They are as long as each other.
+    fn sum(group: &Self::Group, parts: &mut [(&Self, &mut Self::Wide)]);
 
     /// Bytes of an activation.
     fn narrow_size(&self) -> usize {

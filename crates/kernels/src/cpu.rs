@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use crate::host_sum::{HostSum, sum_on_host};
 use crate::linear::{Layer, PackedAdapter, PackedMatrix, Target};
 use crate::{
     Activation, AdamW, AttentionShape, Backend, BlockFormat, Direction, Element, Encoding, Gate, Images,
@@ -61,6 +62,7 @@ impl<E: Element> Backend for Cpu<E> {
     type Narrow = Vec<E>;
     type Matrix = PackedMatrix<E>;
     type Adapter = PackedAdapter<E>;
+    type Group = HostSum;
 
     fn name(&self) -> String {
         format!("cpu {} {}", isa::current().name(), E::NAME)
@@ -70,6 +72,13 @@ impl<E: Element> Backend for Cpu<E> {
     }
     fn rows_at_once(&self) -> usize {
         512
+    }
+
+    fn join(_: &[&Self]) -> HostSum {
+        HostSum
+    }
+    fn sum(_: &HostSum, parts: &mut [(&Self, &mut Vec<f32>)]) {
+        sum_on_host(parts);
     }
 
     fn narrow_size(&self) -> usize {

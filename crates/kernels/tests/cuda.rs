@@ -744,3 +744,29 @@ fn the_same_inputs_give_the_same_bytes() {
     assert!(bits(layer.run(&*device, 300)) == bits(layer.run(&*device, 300)));
     assert!(device.name().starts_with("cuda "), "{}", device.name());
 }
+
+/// Every GPU that there is, be it one alone, holds the sum of all their values.
+#[test]
+fn sums_by_nccl() {
+    let Some(first) = device() else { return };
+    let others: Vec<Cuda> =
+        (1..Cuda::count().unwrap()).map(|index| Cuda::open(index, None).unwrap()).collect();
+    let devices: Vec<&Cuda> = std::iter::once(&*first).chain(&others).collect();
+    let group = Cuda::join(&devices);
+    if group.to_string().contains("no libnccl") {
+        eprintln!("skipped: {group}");
+        return;
+    }
+    assert!(group.to_string().starts_with("by NCCL 2."), "{group}");
+    eprintln!("{} devices, {group}", devices.len());
+    for len in [1, 1000, 1 << 20] {
+        // Few bits each, so that no order of the sum rounds.
+        let own: Vec<_> = (1..=devices.len() as u64).map(|seed| values(&mut Random(seed), len)).collect();
+        let mut buffers: Vec<_> = devices.iter().zip(&own).map(|(ops, own)| wide(*ops, len, own)).collect();
+        Cuda::sum(&group, &mut devices.iter().copied().zip(&mut buffers).collect::<Vec<_>>());
+        let expected: Vec<f32> = (0..len).map(|i| own.iter().map(|own| own[i]).sum()).collect();
+        for (ops, buffer) in devices.iter().zip(&buffers) {
+            assert!(read(*ops, buffer, len) == expected, "{len} values, {}", ops.name());
+        }
+    }
+}

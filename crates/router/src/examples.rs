@@ -135,11 +135,12 @@ pub(crate) struct Encoded {
 
 impl Encoded {
     /// What decides the size of the training's passes.
-    pub(crate) fn pass_sizes(&self, recipe: &Recipe) -> PassSizes {
+    pub(crate) fn pass_sizes(&self, recipe: &Recipe, devices: usize) -> PassSizes {
         PassSizes {
             prefix: self.prompt.shared_ids().len(),
             longest: self.train.iter().map(Example::read).max().unwrap_or(0),
             batch: recipe.sized_for(self.train.len()).0,
+            devices,
             rows_per_pass: recipe.rows_per_pass,
             recompute: recipe.recompute,
         }

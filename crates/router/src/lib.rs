@@ -37,4 +37,4 @@ pub use plan::{Method, Plan, Recipe, VALIDATIONS};
 pub use prompt::{DEFAULT_SYSTEM, Prompt, Query};
 pub use router::{Answer, Router};
 pub use run::{RunFolder, measured};
-pub use train::{Outcome, peak_memory, train};
+pub use train::{Outcome, device_name, peak_memory, train};

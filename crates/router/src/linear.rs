@@ -50,6 +50,8 @@ pub fn train_linear(
         total_steps: 0,
         steps_done: 0,
         trainable: weights,
+        devices: 1,
+        sums: None,
         memory: None,
         parameters: weights,
         shown: Vec::new(),

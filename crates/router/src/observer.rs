@@ -19,7 +19,11 @@ pub struct Started {
     pub steps_done: u64,
     /// Values that train.
     pub trainable: usize,
-    /// What the training takes; `None` where it is no more than the model itself.
+    /// Devices that share each step.
+    pub devices: usize,
+    /// How their gradients are summed, where there are several.
+    pub sums: Option<String>,
+    /// What the training takes, on the first of several devices; `None` where it is no more than the model itself.
     pub memory: Option<MemoryPlan>,
     /// Parameters of the base model.
     pub parameters: usize,

@@ -61,7 +61,7 @@ pub struct Recipe {
     pub epochs: Option<f32>,
     /// Stop after this many steps, whatever the epochs.
     pub max_steps: Option<u64>,
-    /// Examples a step; `None`: see [`Recipe::sized_for`].
+    /// Examples a step, over all devices; `None`: see [`Recipe::sized_for`].
     pub batch: Option<usize>,
     /// Rows computed at once, which bounds the memory; `None`: twice what keeps the device busy, or what its
     /// memory has room for.

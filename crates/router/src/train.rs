@@ -41,7 +41,7 @@ pub struct Outcome {
     pub steps: u64,
     /// Wall time of this process, from the model's loading on.
     pub seconds: f64,
-    /// Most bytes of device memory held at a time; `None` where memory is the process's own.
+    /// Most bytes of its memory that one of the devices held at a time; `None` where memory is the process's own.
     pub device_bytes: Option<usize>,
 }
 
@@ -59,13 +59,13 @@ impl Plan {
     }
 }
 
-/// Trains and writes the run folder `out`. An interrupted run leaves its last whole checkpoint there; the same call
+/// Trains on one device, or on several that share each step, and writes the run folder `out`. An interrupted run leaves its last whole checkpoint there; the same call
 /// with `resume` goes on from it and ends with the same bytes.
 ///
 /// # Errors
 /// When the folder is taken, the data does not suit, or training fails. What was there before is not harmed.
 pub fn train<B: Backend>(
-    backend: B,
+    backends: Vec<B>,
     base: BaseModel,
     data: &TrainData,
     plan: &Plan,
@@ -84,7 +84,7 @@ pub fn train<B: Backend>(
     let tokenizer = base.tokenizer()?;
     let encoded = Encoded::new(data, &base, &tokenizer, recipe)?;
     let checkpoint = Checkpoint::begin(out, fingerprint(data, &base, &encoded, recipe)?, resume)?;
-    match train_held(backend, base, plan, data, encoded, &checkpoint, out, resume, observer, begun) {
+    match train_held(backends, base, plan, data, encoded, &checkpoint, out, resume, observer, begun) {
         Ok(outcome) => {
             checkpoint.remove()?;
             Ok(outcome)
@@ -98,7 +98,7 @@ pub fn train<B: Backend>(
 
 /// [`train()`] in a folder that is this process's own.
 fn train_held<B: Backend>(
-    backend: B,
+    mut backends: Vec<B>,
     base: BaseModel,
     plan: &Plan,
     data: &TrainData,
@@ -110,7 +110,12 @@ fn train_held<B: Backend>(
     begun: Instant,
 ) -> Result<Outcome> {
     let recipe = &plan.recipe;
-    let (method, lr, device) = (recipe.method_for(&base), recipe.lr_for(&base), backend.name());
+    let (method, lr) = (recipe.method_for(&base), recipe.lr_for(&base));
+    if method == Method::Head {
+        // The model only reads each text once.
+        backends.truncate(1);
+    }
+    let (device, devices) = (device_name(&backends), backends.len());
     let tokenizer = base.tokenizer()?;
     let state = if resume { checkpoint.load()? } else { None };
     if !resume {
@@ -129,10 +134,15 @@ fn train_held<B: Backend>(
         Method::Head | Method::Linear => None,
     };
     let head = if base.config.is_encoder() { head_size } else { 0 };
-    let memory = |body| MemoryPlan::new(&backend, &base, storage, (body, head), encoded.pass_sizes(recipe));
+    let sizes = encoded.pass_sizes(recipe, devices);
+    let memory = |body| {
+        let plan = |backend| MemoryPlan::new(backend, &base, storage, (body, head), sizes);
+        let plans = backends.iter().map(plan).collect::<engine::Result<Vec<_>>>()?;
+        plans.iter().try_for_each(MemoryPlan::check)?;
+        Ok::<_, Error>(plans[0])
+    };
     let memory = body.as_ref().map(memory).transpose()?;
-    memory.as_ref().map_or(Ok(()), MemoryPlan::check)?;
-    let model = Model::load(backend, &base, storage)?;
+    let models = Model::load_each(backends, &base, storage)?;
     let trainable = match body {
         Some(Body::Weights) => Some(Trainable::weights(&base)?),
         Some(Body::Lora(lora)) => Some(Adapter::new(lora, &base.config, recipe.seed).into()),
@@ -155,31 +165,34 @@ fn train_held<B: Backend>(
         total_steps: 0,
         steps_done: 0,
         trainable: 0,
+        devices,
+        sums: None,
         memory,
         parameters: config.parameters(),
         shown: encoded.show(&tokenizer, 3)?,
     };
     let (trained, values, taken, steps, best_step, log_probs, device_bytes) =
         if let Some(trainable) = trainable {
-            let mut run = Training::new(model, trainable, lr, &encoded, recipe, state.is_some(), observer)?;
+            let mut run = Training::new(models, trainable, lr, &encoded, recipe, state.is_some(), observer)?;
             if let Some(state) = state {
                 run.trainer.restore(&state.snapshot)?;
                 run.best = state.best;
             }
             let before = run.trainer.steps();
             let (total_steps, trainable) = (run.total_steps, run.trainer.parameters());
-            run.observer.started(&Started { total_steps, steps_done: before, trainable, ..started });
+            let sums = run.trainer.sums();
+            run.observer.started(&Started { total_steps, steps_done: before, trainable, sums, ..started });
             let between = Duration::try_from_secs_f32(plan.checkpoint_seconds).unwrap_or(Duration::MAX);
             let mut log = Log::open(&out.join(LOG), before)?;
             run.train_to_the_end(checkpoint, &mut log, between)?;
             let steps = run.trainer.steps();
-            let device_bytes = run.trainer.model().backend().peak_bytes();
+            let device_bytes = run.trainer.peak_bytes();
             let (trained, best_step, log_probs) = run.finish()?;
             (Trained::Model(trained), trainable, steps - before, steps, best_step, log_probs, device_bytes)
         } else {
             observer.started(&Started { trainable: head_size, ..started });
-            let found = transfer(&model, &encoded, data.valid_file.is_some(), observer)?;
-            (Trained::Head(found.head), head_size, 0, 0, 0, found.log_probs, model.backend().peak_bytes())
+            let found = transfer(&models[0], &encoded, data.valid_file.is_some(), observer)?;
+            (Trained::Head(found.head), head_size, 0, 0, 0, found.log_probs, models[0].backend().peak_bytes())
         };
     let manifest = Manifest {
         method,
@@ -196,6 +209,14 @@ fn train_held<B: Backend>(
     let seconds = begun.elapsed().as_secs_f64();
     let run = RunFolder::write(out, manifest, &trained, Some(base), measured(seconds))?;
     Ok(Outcome { run, steps: taken, seconds, device_bytes })
+}
+
+/// What runs and how, on one device or on several: `2 x cuda NVIDIA H100 bf16`.
+pub fn device_name<B: Backend>(backends: &[B]) -> String {
+    let mut names: Vec<String> = backends.iter().map(B::name).collect();
+    let count = names.len();
+    names.dedup();
+    if names.len() == 1 && count > 1 { format!("{count} x {}", names[0]) } else { names.join(" + ") }
 }
 
 /// What every run says of itself, whatever its method: how it did on the validation examples, and what follows.
@@ -276,7 +297,7 @@ struct Training<'a, B: Backend> {
 
 impl<'a, B: Backend> Training<'a, B> {
     fn new(
-        model: Model<B>,
+        models: Vec<Model<B>>,
         trainable: Trainable,
         lr: f32,
         encoded: &'a Encoded,
@@ -285,6 +306,7 @@ impl<'a, B: Backend> Training<'a, B> {
         observer: &'a mut dyn Observer,
     ) -> Result<Self> {
         let labels: Vec<Vec<u32>> = encoded.labels.iter().map(|label| label.ids.clone()).collect();
+        let model = &models[0];
         let trainable = if !model.is_encoder() {
             trainable
         } else if resumed {
@@ -293,7 +315,7 @@ impl<'a, B: Backend> Training<'a, B> {
         } else {
             // The head begins as the best one on the model as it is (Kumar et al., 2022): what is known already need
             // not be torn down to learn it.
-            let found = transfer(&model, encoded, true, observer)?;
+            let found = transfer(model, encoded, true, observer)?;
             trainable.with_head(&found.head.for_length_of(&found.features))
         };
         let draw = (recipe.balance == Balance::Sample).then(|| Balance::factors(&encoded.train_labels));
@@ -311,7 +333,7 @@ impl<'a, B: Backend> Training<'a, B> {
             seed: recipe.seed,
         };
         let prefix = encoded.prompt.shared_ids().to_vec();
-        let trainer = Trainer::new(model, trainable, prefix, encoded.train.clone(), sampler, options)?;
+        let trainer = Trainer::new(models, trainable, prefix, encoded.train.clone(), sampler, options)?;
         let scoring = match trainer.head() {
             Some(head) => Scoring::head(head, &encoded.prompt),
             None => Scoring::tokens(trainer.model(), &labels, &encoded.prompt)?,

@@ -10,7 +10,7 @@ use router::{Method, Observer, Outcome, Plan, Recipe, RunFolder, Started, StepRe
 use routing::Example;
 use serde_json::json;
 
-use crate::device::on_device;
+use crate::device::{on_device, on_devices};
 use crate::progress::Training;
 use crate::terminal::say;
 use crate::verbs::compare::{self, Line};
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &train::Args, budget: Duration) -> anyhow::Result<Outcom
     }
     let mut lines: Vec<Line> = Vec::new();
     let mut outcomes = Vec::new();
-    let candidates = on_device!(args.device, within_reach, &CANDIDATES)?;
+    let candidates = on_device!(args.device.first(), within_reach, &CANDIDATES)?;
     for candidate in &candidates {
         let left = budget.saturating_sub(begun.elapsed());
         if left.is_zero() && !lines.is_empty() {
@@ -127,24 +127,24 @@ fn attempt(
         router::train_linear(&data, &plan, folder, &mut observer)?
     } else {
         let base = BaseModel::open(base_path(candidate.base)?)?;
-        on_device!(args.device, start, base, &data, &plan, folder, &mut observer)?
+        on_devices!(args.device, start, base, &data, &plan, folder, &mut observer)?
     };
     let rows: &[Example] = &data.train()[..data.train().len().min(60)];
-    let ms = on_device!(args.device, compare::ms_a_query, folder, rows, &args.device)?;
+    let ms = on_device!(args.device.first(), compare::ms_a_query, folder, rows, &args.device)?;
     let mut line = Line::of(&outcome.run);
     line.ms_a_query = Some(ms);
     Ok((outcome, line))
 }
 
 fn start<B: Backend>(
-    backend: B,
+    backends: Vec<B>,
     base: BaseModel,
     data: &TrainData,
     plan: &Plan,
     folder: &Path,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<Outcome> {
-    Ok(router::train(backend, base, data, plan, folder, false, observer)?)
+    Ok(router::train(backends, base, data, plan, folder, false, observer)?)
 }
 
 fn stopped(error: &anyhow::Error) -> bool {

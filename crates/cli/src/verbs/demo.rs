@@ -101,7 +101,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
         cascade: None,
         json: false,
         against: against::Args::default(),
-        device: args.device.clone(),
+        device: args.device.first(),
     };
     let command = format!(
         "frontdesk eval --model {0}/run --data {0}/test.json --report {0}/report",
@@ -111,7 +111,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
     eval::run(&eval_args)?;
 
     step(5, "routing", &format!("frontdesk route --model {} \"…\"", run.display()));
-    on_device!(args.device, route_three, &run, args.device.encoding())?;
+    on_device!(args.device.first(), route_three, &run, args.device.encoding())?;
 
     say!();
     say!("The report is {}.", place("report").join("report.html").display());

@@ -10,7 +10,7 @@ use router::{Method, Outcome, Plan, Recipe, RunFolder, TrainData, peak_memory};
 use routing::ReadOptions;
 
 use crate::Done;
-use crate::device::{DeviceArgs, on_device};
+use crate::device::{DeviceArgs, on_devices};
 use crate::progress::Training;
 use crate::recipe::RecipeArgs;
 use crate::terminal::{Output, say};
@@ -153,7 +153,7 @@ fn one(args: &Args) -> anyhow::Result<Outcome> {
         return Ok(router::train_linear(&data, &plan, &args.out, &mut Training::new())?);
     }
     let base = BaseModel::open(base_path(&plan.base)?)?;
-    on_device!(args.device, start, base, &data, &plan, &args.out, args.resume)
+    on_devices!(args.device, start, base, &data, &plan, &args.out, args.resume)
 }
 
 /// The plan of the interrupted run, which other flags must not contradict: it goes on as it began.
@@ -206,14 +206,14 @@ pub(crate) fn data(plan: &Plan) -> anyhow::Result<TrainData> {
 }
 
 fn start<B: Backend>(
-    backend: B,
+    backends: Vec<B>,
     base: BaseModel,
     data: &TrainData,
     plan: &Plan,
     out: &Path,
     resume: bool,
 ) -> anyhow::Result<Outcome> {
-    Ok(router::train(backend, base, data, plan, out, resume, &mut Training::new())?)
+    Ok(router::train(backends, base, data, plan, out, resume, &mut Training::new())?)
 }
 
 /// The plan that the flags ask for.

@@ -50,7 +50,7 @@ fn a_gpu_learns_beside_nf4() {
         let spec = serde_json::json!({ "lr": 0.01, "weight_decay": 0.0, "max_grad_norm": 1.0, "steps": 4 });
         let sampler = Sampler::new(4, 4, 0, None);
         Trainer::new(
-            model,
+            [model],
             adapter,
             tokens(5, 12),
             (0..4).map(example).collect(),
@@ -60,7 +60,7 @@ fn a_gpu_learns_beside_nf4() {
         .unwrap()
     }
     let _one_at_a_time = gpu_lock();
-    let Some(cuda) = cuda() else { return };
+    let Some(cuda) = cuda(0) else { return };
     let (mut exact, mut rounded) = (trainer(Cpu::<f32>::new()), trainer(cuda));
     for step in 0..2 {
         let (expected, found) = (exact.step().unwrap().loss, rounded.step().unwrap().loss);

@@ -1,5 +1,7 @@
 //! Encoders with a head, and every weight of every family, in training.
 
+mod replicas;
+
 use super::*;
 use crate::{Head, Trainable, Weights};
 
@@ -43,22 +45,24 @@ impl Case {
     }
 
     fn trainer_of<B: Backend>(&self, backend: B, what: What, rows_per_pass: usize) -> Trainer<B> {
-        self.trainer_with(backend, what, rows_per_pass, false)
+        self.trainer_with(vec![backend], what, rows_per_pass, |options| options)
     }
 
+    /// One replica a backend; each step sees all examples, unless the options say otherwise.
     fn trainer_with<B: Backend>(
         &self,
-        backend: B,
+        backends: Vec<B>,
         what: What,
         rows_per_pass: usize,
-        recompute: bool,
+        change: impl Fn(TrainerOptions) -> TrainerOptions,
     ) -> Trainer<B> {
-        let model = self.model(backend);
-        let examples = if model.is_encoder() { self.texts() } else { self.examples() };
-        let (trainable, batch) = (self.trainable(&model, what), examples.len());
-        let options = TrainerOptions { recompute, ..options(&self.spec["optimizer"], rows_per_pass, batch) };
-        let sampler = Sampler::new(batch, batch, 0, None);
-        Trainer::new(model, trainable, self.prefix.clone(), examples, sampler, options).unwrap()
+        let base = BaseModel::open(&self.folder).unwrap();
+        let models = Model::load_each(backends, &base, Storage::Expanded).unwrap();
+        let examples = if models[0].is_encoder() { self.texts() } else { self.examples() };
+        let trainable = self.trainable(&models[0], what);
+        let options = change(options(&self.spec["optimizer"], rows_per_pass, examples.len()));
+        let sampler = Sampler::new(examples.len(), options.batch, 0, None);
+        Trainer::new(models, trainable, self.prefix.clone(), examples, sampler, options).unwrap()
     }
 }
 
@@ -193,7 +197,7 @@ fn weights_in_bf16_learn_near_f32() {
 fn a_gpu_trains_every_weight() {
     let _one_at_a_time = gpu_lock();
     for name in ENCODERS.into_iter().chain(DECODERS) {
-        let Some(cuda) = cuda() else { return };
+        let Some(cuda) = cuda(0) else { return };
         weights_learn_near_f32(name, cuda);
     }
 }
@@ -203,7 +207,7 @@ fn a_gpu_repeats_the_training_of_weights_to_the_bit() {
     let _one_at_a_time = gpu_lock();
     for name in [ENCODERS[0], "tied"] {
         let steps = || {
-            let mut trainer = Case::open(name).trainer_of(cuda()?, What::Weights, 40);
+            let mut trainer = Case::open(name).trainer_of(cuda(0)?, What::Weights, 40);
             let losses: Vec<f32> = (0..6).map(|_| trainer.step().unwrap().loss).collect();
             Some((losses, trainer.trainable()))
         };
@@ -217,8 +221,11 @@ fn recomputing_changes_no_bit<B: Backend>(backend: impl Fn() -> Option<B>) {
         let case = Case::open(name);
         for rows in [40, 4096] {
             let (Some(one), Some(other)) = (backend(), backend()) else { return };
-            let mut kept = case.trainer_with(one, what, rows, false);
-            let mut recomputed = case.trainer_with(other, what, rows, true);
+            let mut kept = case.trainer_of(one, what, rows);
+            let mut recomputed = case.trainer_with(vec![other], what, rows, |options| TrainerOptions {
+                recompute: true,
+                ..options
+            });
             for _ in 0..3 {
                 assert_eq!(recomputed.step().unwrap(), kept.step().unwrap(), "{name}");
                 assert_eq!(recomputed.gradients(), kept.gradients(), "{name}");
@@ -236,7 +243,7 @@ fn blocks_computed_again_change_no_bit() {
 #[test]
 fn a_gpu_computes_blocks_again_to_the_bit() {
     let _one_at_a_time = gpu_lock();
-    recomputing_changes_no_bit(cuda);
+    recomputing_changes_no_bit(|| cuda(0));
 }
 
 #[test]
@@ -246,7 +253,7 @@ fn an_encoder_is_not_recomputed() {
     let trainable = case.trainable(&model, What::Lora);
     let options = TrainerOptions { recompute: true, ..options(&case.spec["optimizer"], 64, 1) };
     let sampler = Sampler::new(1, 1, 0, None);
-    let found = Trainer::new(model, trainable, Vec::new(), case.texts(), sampler, options);
+    let found = Trainer::new([model], trainable, Vec::new(), case.texts(), sampler, options);
     assert!(matches!(found, Err(crate::Error::Recompute)));
 }
 

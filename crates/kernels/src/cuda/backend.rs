@@ -7,6 +7,7 @@ use cudarc::driver::result;
 use super::device::{Lane, Values};
 use super::error::Doing;
 use super::linear::{Adapter, BLOCK_VALUES, Matrix};
+use super::nccl::Group;
 use super::pass::{Pass, Section, bucket};
 use super::record::Recording;
 use super::scratch::Kind;
@@ -93,6 +94,7 @@ impl Backend for Cuda {
     type Adapter = Adapter;
     type Pass = Pass;
     type Recording = Recording;
+    type Group = Group;
 
     fn name(&self) -> String {
         format!("cuda {} {}", self.device.name, if self.device.f16 { "f16" } else { "bf16" })
@@ -111,6 +113,12 @@ impl Backend for Cuda {
     }
     fn free_bytes(&self) -> Option<usize> {
         Some(self.device.memory().0)
+    }
+    fn join(devices: &[&Self]) -> Group {
+        Group::join(devices)
+    }
+    fn sum(group: &Group, parts: &mut [(&Self, &mut Wide)]) {
+        group.sum(parts);
     }
 
     fn wide(&self, len: usize) -> Wide {

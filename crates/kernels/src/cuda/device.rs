@@ -51,7 +51,7 @@ impl Device {
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
         };
-        result::init().doing("start")?;
+        let count = Self::count()?;
         let mut found = 0;
         // SAFETY: writes one integer.
         unsafe { sys::cuDriverGetVersion(&raw mut found) }.result().doing("tell its version")?;
@@ -60,7 +60,6 @@ impl Device {
         if found < needed {
             return Err(CudaError::OldDriver { found, needed });
         }
-        let count = result::device::get_count().doing("count devices")? as usize;
         if index >= count {
             return Err(CudaError::NoDevice { asked: index, found: count });
         }
@@ -81,6 +80,18 @@ impl Device {
         let streams = [stream()?, stream()?, stream()?];
         let (held, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         Ok(Arc::new(Self { index: device, context, streams, name, capability, f16, held, most }))
+    }
+
+    /// Number of devices.
+    pub(super) fn count() -> Result<usize, CudaError> {
+        result::init().doing("start")?;
+        Ok(result::device::get_count().doing("count devices")? as usize)
+    }
+
+    /// The number by which NVIDIA's libraries know it.
+    pub(super) fn ordinal(&self) -> i32 {
+        // The driver's handle of a device is its number.
+        self.index
     }
 
     /// Products of four warps from shared memory, which only this architecture has.

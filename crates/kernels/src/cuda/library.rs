@@ -28,6 +28,13 @@ pub(super) fn load() -> Result<(), CudaError> {
     Ok(())
 }
 
+/// The library of this file name, from the loader's path or from where [`load`] looks as well.
+pub(super) fn open(file: &str) -> Option<libloading::Library> {
+    let places = std::iter::once(file.into()).chain(folders().into_iter().map(|folder| folder.join(file)));
+    // SAFETY: as in `load`.
+    places.into_iter().find_map(|path: PathBuf| unsafe { libloading::Library::new(path) }.ok())
+}
+
 /// Whether a library can be loaded, at the latest after its files were looked for.
 fn found(is_present: unsafe fn() -> bool, files: &[&str]) -> bool {
     // SAFETY: as in `load`.

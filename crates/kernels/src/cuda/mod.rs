@@ -15,6 +15,7 @@ mod error;
 mod library;
 mod linear;
 mod loss;
+mod nccl;
 mod pass;
 mod plan;
 mod product;
@@ -37,6 +38,7 @@ use self::side::Side;
 pub use self::device::Values;
 pub use self::error::CudaError;
 pub use self::linear::{Adapter, Matrix};
+pub use self::nccl::{Group, Nccl};
 pub use self::pass::Pass;
 pub use self::record::Recording;
 
@@ -114,6 +116,15 @@ impl Cuda {
     /// As [`Cuda::open`].
     pub fn open_f16(index: usize, cache: Option<PathBuf>) -> Result<Self, CudaError> {
         Self::open_with(index, cache, true)
+    }
+
+    /// Number of devices, each of which [`Cuda::open`] may open.
+    ///
+    /// # Errors
+    /// When driver or libraries are missing.
+    pub fn count() -> Result<usize, CudaError> {
+        library::load()?;
+        Device::count()
     }
 
     fn open_with(index: usize, cache: Option<PathBuf>, f16: bool) -> Result<Self, CudaError> {

@@ -83,12 +83,12 @@ pub(super) fn routing_speed<B: Backend>(
     let model = Model::load(backend, &base, Storage::AsStored)?;
     let sampler = Sampler::new(examples.len(), BATCH, recipe.seed, None);
     let adapter = Adapter::new(recipe.lora.clone(), &config, recipe.seed);
-    let mut trainer = Trainer::new(model, adapter, prefix.clone(), examples, sampler, options)?;
+    let mut trainer = Trainer::new([model], adapter, prefix.clone(), examples, sampler, options)?;
     for _ in 0..STEPS {
         trainer.step()?;
     }
     let adapter = trainer.adapter();
-    let mut model = trainer.into_model();
+    let mut model = trainer.into_models().swap_remove(0);
     model.merge(&adapter, encoding);
 
     let options = ScorerOptions { rows_per_pass: rows, ..ScorerOptions::default() };

@@ -14,7 +14,7 @@ use router::{Method, Observer, Plan, Query, StepReport, TrainData, peak_memory};
 use serde_json::json;
 
 use crate::Done;
-use crate::device::{DeviceArgs, on_device};
+use crate::device::{DeviceArgs, on_device, on_devices};
 use crate::recipe::RecipeArgs;
 use crate::terminal::Output;
 use crate::values;
@@ -81,7 +81,11 @@ fn at_once<B: Backend>(backend: &B) -> usize {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
-    on_device!(args.device, measure, args)
+    match args.what {
+        What::Train => on_devices!(args.device, measure_training, args),
+        What::Route => on_device!(args.device, measure_routing, args),
+        What::Scaling => on_device!(args.device, measure_scaling, args),
+    }
 }
 
 /// How long single queries took.
@@ -140,22 +144,34 @@ fn quantile_of(mut values: Vec<f64>, share: f64) -> f64 {
     routing::quantile(&values, share).unwrap_or(0.0)
 }
 
-fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
+fn measure_training<B: Backend>(backends: Vec<B>, args: &Args) -> anyhow::Result<Done> {
+    let (device, devices) = (router::device_name(&backends), backends.len());
+    let mut result = training_speed(backends, args)?;
+    result["devices"] = json!(devices);
+    print(result, &device, args)
+}
+
+fn measure_routing<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     let device = backend.name();
-    let mut result = match (args.what, &args.model, args.base.strip_prefix(RANDOM)) {
-        (What::Route, Some(model), _) => routing_speed(backend, args, model)?,
-        (What::Route, None, Some(shape)) => {
+    let result = match (&args.model, args.base.strip_prefix(RANDOM)) {
+        (Some(model), _) => routing_speed(backend, args, model)?,
+        (None, Some(shape)) => {
             let (recipe, encoding) = (args.recipe.recipe()?, args.device.encoding());
             labels::routing_speed(backend, shape, &recipe, encoding, args.repeats as usize)?
         }
-        (What::Route, None, None) => anyhow::bail!("--model DIR is missing"),
-        (What::Scaling, _, shape) => {
-            args.device.check_training()?;
-            let shape = shape.unwrap_or("smollm2-135m");
-            scaling::scaling(backend, shape, &args.recipe.recipe()?, args.repeats)?
-        }
-        (What::Train, ..) => training_speed(backend, args)?,
+        (None, None) => anyhow::bail!("--model DIR is missing"),
     };
+    print(result, &device, args)
+}
+
+fn measure_scaling<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
+    args.device.check_training()?;
+    let (device, shape) = (backend.name(), args.base.strip_prefix(RANDOM).unwrap_or("smollm2-135m"));
+    let result = scaling::scaling(backend, shape, &args.recipe.recipe()?, args.repeats)?;
+    print(result, &device, args)
+}
+
+fn print(mut result: serde_json::Value, device: &str, args: &Args) -> anyhow::Result<Done> {
     result["device"] = json!(device);
     result["peak_memory_bytes"] = json!(peak_memory());
     if args.json {
@@ -168,9 +184,9 @@ fn measure<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
     Ok(Done::Fully)
 }
 
-fn training_speed<B: Backend>(backend: B, args: &Args) -> anyhow::Result<serde_json::Value> {
+fn training_speed<B: Backend>(backends: Vec<B>, args: &Args) -> anyhow::Result<serde_json::Value> {
     args.device.check_training()?;
-    let peak = backend.peak_flops();
+    let peak = backends.iter().map(B::peak_flops).sum();
     let timed = match args.base.strip_prefix(RANDOM) {
         Some(shape) => {
             anyhow::ensure!(
@@ -178,29 +194,29 @@ fn training_speed<B: Backend>(backend: B, args: &Args) -> anyhow::Result<serde_j
                 "--data needs a tokenizer, which random weights do not have"
             );
             let tokens = args.example_tokens.map(|tokens| tokens as usize);
-            synthetic::timed_steps(backend, shape, tokens, &args.recipe.recipe()?, args.repeats)?
+            synthetic::timed_steps(backends, shape, tokens, &args.recipe.recipe()?, args.repeats)?
         }
-        None => timed_steps(backend, args.data()?, &args.fields, &args.base, &args.recipe, args.repeats)?,
+        None => timed_steps(backends, args.data()?, &args.fields, &args.base, &args.recipe, args.repeats)?,
     };
     Ok(training(&timed, peak))
 }
 
 /// Training examples a second, over this many steps.
 pub(crate) fn examples_per_s<B: Backend>(
-    backend: B,
+    backends: Vec<B>,
     data: &Path,
     fields: &FieldArgs,
     base: &str,
     recipe: &RecipeArgs,
     steps: u64,
 ) -> anyhow::Result<f64> {
-    let timed = timed_steps(backend, data, fields, base, recipe, steps)?;
+    let timed = timed_steps(backends, data, fields, base, recipe, steps)?;
     Ok(timed.clock.per_second(|step| step.examples))
 }
 
 /// Trains so many steps after the warm-up.
 fn timed_steps<B: Backend>(
-    backend: B,
+    backends: Vec<B>,
     data: &Path,
     fields: &FieldArgs,
     base: &str,
@@ -228,7 +244,7 @@ fn timed_steps<B: Backend>(
     };
     let mut clock = Clock::default();
     let out = folder.path().join("run");
-    let outcome = router::train(backend, model, &rows, &plan, &out, false, &mut clock)?;
+    let outcome = router::train(backends, model, &rows, &plan, &out, false, &mut clock)?;
     Ok(Timed { clock, config, device_bytes: outcome.device_bytes })
 }
 

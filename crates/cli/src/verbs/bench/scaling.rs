@@ -20,17 +20,17 @@ pub(super) fn scaling<B: Backend>(
     steps: u64,
 ) -> anyhow::Result<Value> {
     let base = BaseModel::random(shape)?;
-    let mut model = load(backend, &base)?;
+    let mut models = load(vec![backend], &base)?;
     let (mut data_sets, mut batches) = (Vec::new(), Vec::new());
     for examples in DATA_SETS {
         let plan = Training { examples, batch: BATCHES[0], tokens: None, steps: 1 };
-        let (trained, _) = plan.run(model, &base, recipe)?;
+        let (trained, _) = plan.run(models, &base, recipe)?;
         data_sets.push(json!({ "examples": examples, "peak_memory_bytes": peak_memory() }));
-        model = trained;
+        models = trained;
     }
     for batch in BATCHES {
         let plan = Training { examples: DATA_SETS[0], batch, tokens: None, steps };
-        let (trained, clock) = plan.run(model, &base, recipe)?;
+        let (trained, clock) = plan.run(models, &base, recipe)?;
         let seconds = clock.seconds_per_step();
         let rows = seconds * clock.per_second(|step| step.rows);
         batches.push(json!({
@@ -39,7 +39,7 @@ pub(super) fn scaling<B: Backend>(
             "seconds_per_step": seconds,
             "milliseconds_per_row": 1e3 * seconds / rows,
         }));
-        model = trained;
+        models = trained;
     }
     Ok(json!({ "data_sets": data_sets, "batches": batches }))
 }

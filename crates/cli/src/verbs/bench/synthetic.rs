@@ -40,9 +40,9 @@ fn examples(count: usize, tokens: Option<usize>, vocabulary: usize) -> (Vec<u32>
     (prefix, examples)
 }
 
-/// Random weights of a shape, on the device.
-pub(super) fn load<B: Backend>(backend: B, base: &BaseModel) -> anyhow::Result<Model<B>> {
-    Ok(Model::load(backend, base, Storage::AsStored)?)
+/// Random weights of a shape, on each device.
+pub(super) fn load<B: Backend>(backends: Vec<B>, base: &BaseModel) -> anyhow::Result<Vec<Model<B>>> {
+    Ok(Model::load_each(backends, base, Storage::AsStored)?)
 }
 
 /// A training on random weights.
@@ -58,13 +58,13 @@ pub(super) struct Training {
 }
 
 impl Training {
-    /// Runs it, and gives the model back.
+    /// Runs it, and gives the replicas of the model back.
     pub(super) fn run<B: Backend>(
         &self,
-        model: Model<B>,
+        models: Vec<Model<B>>,
         base: &BaseModel,
         recipe: &Recipe,
-    ) -> anyhow::Result<(Model<B>, Clock)> {
+    ) -> anyhow::Result<(Vec<Model<B>>, Clock)> {
         let (prefix, examples) = examples(self.examples, self.tokens, base.config.vocab_size);
         let sampler = Sampler::new(examples.len(), self.batch, recipe.seed, None);
         let options = TrainerOptions {
@@ -77,18 +77,18 @@ impl Training {
             seed: recipe.seed,
         };
         let adapter = Adapter::new(recipe.lora.clone(), &base.config, recipe.seed);
-        let mut trainer = Trainer::new(model, adapter, prefix, examples, sampler, options)?;
+        let mut trainer = Trainer::new(models, adapter, prefix, examples, sampler, options)?;
         let mut clock = Clock::default();
         for _ in 0..WARM_UP + self.steps {
             clock.stepped(&trainer.step()?);
         }
-        Ok((trainer.into_model(), clock))
+        Ok((trainer.into_models(), clock))
     }
 }
 
 /// Trains so many steps after the warm-up.
 pub(super) fn timed_steps<B: Backend>(
-    backend: B,
+    backends: Vec<B>,
     shape: &str,
     tokens: Option<usize>,
     recipe: &Recipe,
@@ -97,8 +97,9 @@ pub(super) fn timed_steps<B: Backend>(
     let base = BaseModel::random(shape)?;
     let batch = recipe.batch.unwrap_or(32);
     let plan = Training { examples: batch * (WARM_UP + steps) as usize, batch, tokens, steps };
-    let (model, clock) = plan.run(load(backend, &base)?, &base, recipe)?;
-    Ok(Timed { clock, config: base.config.clone(), device_bytes: model.backend().peak_bytes() })
+    let (models, clock) = plan.run(load(backends, &base)?, &base, recipe)?;
+    let device_bytes = models.iter().filter_map(|model| model.backend().peak_bytes()).max();
+    Ok(Timed { clock, config: base.config.clone(), device_bytes })
 }
 
 #[cfg(test)]

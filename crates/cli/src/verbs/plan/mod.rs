@@ -12,7 +12,7 @@ use routing::Example;
 use serde::Serialize;
 
 use crate::Done;
-use crate::device::{DeviceArgs, on_device};
+use crate::device::{DeviceArgs, on_devices};
 use crate::recipe::RecipeArgs;
 use crate::terminal::Output;
 use crate::values;
@@ -119,7 +119,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
         write!(Output, "{}", Prices::built_in_text())?;
         return Ok(Done::Fully);
     }
-    let forecast = on_device!(args.device, forecast, args)?;
+    let forecast = on_devices!(args.device, forecast, args)?;
     if args.json {
         writeln!(Output, "{}", serde_json::to_string_pretty(&forecast)?)?;
     } else {
@@ -128,7 +128,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
     Ok(Done::Fully)
 }
 
-fn forecast<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Forecast> {
+fn forecast<B: Backend>(backends: Vec<B>, args: &Args) -> anyhow::Result<Forecast> {
     let path = args.data.as_ref().ok_or_else(|| anyhow::anyhow!("--data FILE is missing"))?;
     let (fields, prices) = (args.fields.options(), args.prices.read()?);
     let recipe = args.recipe.recipe()?;
@@ -148,7 +148,7 @@ fn forecast<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Forecast> {
     }
     let examples_per_s = match args.examples_per_s {
         Some(given) => given,
-        None => bench::examples_per_s(backend, path, &args.fields, &args.base, &args.recipe, TIMED_STEPS)?,
+        None => bench::examples_per_s(backends, path, &args.fields, &args.base, &args.recipe, TIMED_STEPS)?,
     };
     anyhow::ensure!(examples_per_s > 0.0, "--examples-per-s is {examples_per_s}, expected a number above 0");
     let queries_per_s = args.queries_per_s.unwrap_or(QUERIES_AN_EXAMPLE * examples_per_s);
