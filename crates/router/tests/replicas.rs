@@ -41,7 +41,8 @@ impl Job {
             let letter = char::from(b'a' + i);
             [format!("lost my card {letter},card_lost\n"), format!("why this fee {letter},fee\n")]
         });
-        std::fs::write(&path, format!("text,label\n{}", rows.collect::<String>())).unwrap();
+        std::fs::write(&path, format!("text,label\n{}", rows.collect::<String>()))
+            .expect("it can be written");
         let recipe = Recipe {
             method: Some(method),
             recompute,
@@ -51,7 +52,8 @@ impl Job {
             ..Recipe::default()
         };
         let fields = ReadOptions::default();
-        let data = TrainData::new(routing::read(&path, &fields).unwrap(), None, &fields, &recipe).unwrap();
+        let file = routing::read(&path, &fields).expect("it is a table");
+        let data = TrainData::new(file, None, &fields, &recipe).expect("it has two labels");
         let (valid, text_field, label_field) = (None, None, None);
         let base = "tiny".to_owned();
         let plan = Plan { data: path, valid, text_field, label_field, base, recipe, checkpoint_seconds: 0.0 };
@@ -60,7 +62,7 @@ impl Job {
 
     fn run(&self, devices: usize, out: &Path, resume: bool, watch: &mut Watch) -> Result<Outcome, Error> {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tiny-chat");
-        let base = BaseModel::open(model).unwrap();
+        let base = BaseModel::open(model).expect("the fixture is committed");
         let backends = (0..devices).map(|_| Cpu::<f32>::new()).collect();
         router::train(backends, base, &self.data, &self.plan, out, resume, watch)
     }
