@@ -6,6 +6,7 @@
 mod backward;
 mod block;
 mod classifier;
+mod draft;
 mod error;
 mod features;
 mod forward;
@@ -29,6 +30,7 @@ mod tree;
 mod trie;
 mod weights;
 
+pub use draft::{Draft, DraftEntry};
 pub use error::{Error, Result};
 pub use features::Features;
 pub use head::{Head, HeadFit, HeadProblem};

@@ -3,6 +3,7 @@
 
 #![allow(clippy::float_cmp)] // Promises of equal bits are tested as such.
 
+mod draft;
 mod nf4;
 mod training;
 

@@ -4,10 +4,11 @@
 //! over the labels. The trie of all labels is searched best first. A pass over the model computes the rows of the
 //! most promising tokens of every query at once, as one token tree; then the probabilities of their children are
 //! known. The search of a query ends when the labels not yet reached cannot hold more than [`ScorerOptions::epsilon`] of the
-//! mass that was found.
+//! mass that was found. Where there is a [`Draft`], the first pass computes the label that it guesses as well.
 
 use kernels::{Backend, PassSpec};
 
+use crate::draft::Draft;
 use crate::forward::{Kv, Scratch};
 use crate::model::Model;
 use crate::search::Search;
@@ -57,6 +58,7 @@ pub struct Scorer<B: Backend> {
     trie: LabelTrie,
     prefix: Vec<u32>,
     options: ScorerOptions,
+    draft: Option<Draft>,
     /// Each block's keys and values: the prefix first.
     caches: Vec<B::Narrow>,
     cache_rows: usize,
@@ -78,6 +80,7 @@ impl<B: Backend> Scorer<B> {
             trie,
             prefix,
             options,
+            draft: None,
             caches: Vec::new(),
             cache_rows: 0,
             scratch: None,
@@ -87,6 +90,15 @@ impl<B: Backend> Scorer<B> {
         };
         scorer.reset(model);
         Ok(scorer)
+    }
+
+    /// Guesses labels with `draft` from now on, which makes the scorer faster and changes no answer.
+    ///
+    /// # Panics
+    /// When it is about more labels than there are.
+    pub fn guess_with(&mut self, draft: Draft) {
+        assert!(draft.labels() <= self.trie.labels(), "a draft of {} labels", draft.labels());
+        self.draft = Some(draft);
     }
 
     /// The labels.
@@ -126,39 +138,41 @@ impl<B: Backend> Scorer<B> {
     }
 
     fn score_group(&mut self, model: &Model<B>, queries: &[&[u32]]) -> Result<Vec<LabelScores>> {
-        let mut tree = TokenTree::default();
-        let root = self.push_prefix(&mut tree);
-        let mut kv_row = self.prefix.len();
-        let mut question = Question::default();
+        let mut question = Question { kv_row: self.prefix.len(), ..Question::default() };
+        let root = self.push_prefix(&mut question.tree);
         let mut searches = Vec::with_capacity(queries.len());
         for (index, query) in queries.iter().enumerate() {
             check_length(model, self.prefix.len() + query.len() + self.trie.depth())?;
-            tree.push_at(root, query, kv_row as u32);
-            question.ask(&self.trie, ROOT, index, tree.rows() - 1);
-            searches.push(Search::new(&self.trie, kv_row, query.len()));
-            kv_row += query.len();
+            let mut search = Search::new(&self.trie, question.kv_row, query.len());
+            let mut parent = question.compute(root, query);
+            question.ask(&self.trie, ROOT, index);
+            let guessed = self.draft.as_ref().map(|draft| self.trie.path(draft.guess(query)));
+            for node in guessed.unwrap_or_default() {
+                search.compute(node, question.kv_row);
+                parent = question.compute(Some(parent), &[self.trie.nodes[node].token]);
+                question.ask(&self.trie, node, index);
+            }
+            searches.push(search);
         }
         // Few queries leave a pass half empty: its room goes to tokens that may be needed later.
         let tokens = self.options.spare_tokens / queries.len();
         loop {
-            self.reserve(model, kv_row);
-            let found = self.run(model, &tree, &question.chosen, &question.wanted);
+            self.reserve(model, question.kv_row);
+            let found = self.run(model, &question.tree, &question.chosen, &question.wanted);
             for (&(index, node), log_prob) in question.asked.iter().zip(found) {
                 searches[index].learn(node, log_prob);
             }
-            tree.clear();
             question.clear();
-            let root = self.push_prefix(&mut tree);
+            let root = self.push_prefix(&mut question.tree);
             for (index, search) in searches.iter_mut().enumerate() {
                 let needed = search.advance(&self.trie, self.options.epsilon);
                 let mut segments = vec![None; if needed.is_empty() { 0 } else { self.trie.nodes.len() }];
                 for node in search.suspect(&self.trie, needed, tokens) {
                     let Node { parent, token, .. } = self.trie.nodes[node];
-                    let parent = search.segment(&self.trie, parent, root, &mut segments, &mut tree);
-                    segments[node] = Some(tree.push_at(Some(parent), &[token], kv_row as u32));
-                    search.compute(node, kv_row);
-                    kv_row += 1;
-                    question.ask(&self.trie, node, index, tree.rows() - 1);
+                    let parent = search.segment(&self.trie, parent, root, &mut segments, &mut question.tree);
+                    search.compute(node, question.kv_row);
+                    segments[node] = Some(question.compute(Some(parent), &[token]));
+                    question.ask(&self.trie, node, index);
                 }
             }
             if question.chosen.is_empty() {
@@ -222,9 +236,12 @@ impl<B: Backend> Scorer<B> {
     }
 }
 
-/// What a pass is asked.
+/// A pass: what it computes, and what it is asked.
 #[derive(Default)]
 struct Question {
+    tree: TokenTree,
+    /// Where the keys and values of the next row go.
+    kv_row: usize,
     /// Rows whose predictions are wanted.
     chosen: Vec<u32>,
     /// `(index into chosen, token)`.
@@ -234,16 +251,25 @@ struct Question {
 }
 
 impl Question {
-    /// Asks for the probabilities of the children of `node`, which `row` predicts.
-    fn ask(&mut self, trie: &LabelTrie, node: usize, query: usize, row: usize) {
+    /// Computes tokens below a segment; returns theirs.
+    fn compute(&mut self, parent: Option<usize>, tokens: &[u32]) -> usize {
+        let segment = self.tree.push_at(parent, tokens, self.kv_row as u32);
+        self.kv_row += tokens.len();
+        segment
+    }
+
+    /// Asks for the probabilities of the children of `node`, which the last row predicts.
+    fn ask(&mut self, trie: &LabelTrie, node: usize, query: usize) {
         for &child in &trie.nodes[node].children {
             self.wanted.push((self.chosen.len() as u32, trie.nodes[child].token));
             self.asked.push((query, child));
         }
-        self.chosen.push(row as u32);
+        self.chosen.push(self.tree.rows() as u32 - 1);
     }
 
+    /// Begins the next pass.
     fn clear(&mut self) {
+        self.tree.clear();
         self.chosen.clear();
         self.wanted.clear();
         self.asked.clear();

@@ -199,12 +199,14 @@ mod tests {
 
     use super::*;
 
-    /// Runs the search with made-up probabilities and room for `tokens` a pass; returns the scores and the passes.
+    /// Runs the search with made-up probabilities, room for `tokens` a pass and a guessed label's tokens computed with
+    /// the first; returns the scores and the passes after that.
     fn run(
         trie: &LabelTrie,
         given: &HashMap<usize, f32>,
         epsilon: f32,
         tokens: usize,
+        guess: Option<usize>,
     ) -> (LabelScores, usize) {
         let mut search = Search::new(trie, 0, 1);
         let mut passes = 0;
@@ -214,6 +216,10 @@ mod tests {
             }
         };
         learn(&mut search, ROOT);
+        for node in guess.map(|label| trie.path(label)).unwrap_or_default() {
+            search.compute(node, node);
+            learn(&mut search, node);
+        }
         loop {
             let needed = search.advance(trie, epsilon);
             if needed.is_empty() {
@@ -238,6 +244,21 @@ mod tests {
         proptest::collection::btree_set(label, 2..12).prop_map(|set| set.into_iter().collect())
     }
 
+    #[test]
+    fn a_right_guess_saves_the_passes_along_the_label() {
+        let trie = LabelTrie::new(&[vec![1, 2, 3, 9], vec![1, 4, 9], vec![5, 6, 9]]).unwrap();
+        let likely = trie.path(0);
+        let end = trie.nodes[likely[2]].children[0];
+        let given = (1..trie.nodes.len())
+            .map(|node| (node, if likely.contains(&node) || node == end { -1e-5 } else { -12.0 }))
+            .collect();
+        let (plain, passes) = run(&trie, &given, 1e-2, 0, None);
+        // Tokens 2 and 3: the first has a sibling, so that only the second comes with it for sure.
+        assert_eq!((plain.best().0, passes), (0, 2));
+        assert_eq!(run(&trie, &given, 1e-2, 0, Some(0)), (plain.clone(), 0));
+        assert_eq!(run(&trie, &given, 1e-2, 0, Some(2)), (plain, 2));
+    }
+
     proptest! {
         #[test]
         fn suspicion_changes_passes_but_not_answers(labels in labels(), seed in 0usize..1000) {
@@ -248,11 +269,16 @@ mod tests {
                 -(((node * 7919 + seed * 104_729) % 1000) as f32) / 60.0 - siblings.ln()
             };
             let given = (1..trie.nodes.len()).map(|node| (node, made_up(node))).collect();
-            let (plain, passes) = run(&trie, &given, 1e-3, 0);
-            let (eager, fewer) = run(&trie, &given, 1e-3, 1000);
+            let (plain, passes) = run(&trie, &given, 1e-3, 0, None);
+            let (eager, fewer) = run(&trie, &given, 1e-3, 1000, None);
             prop_assert_eq!(&plain, &eager);
             prop_assert!(fewer <= passes, "{} passes with suspicion, {} without", fewer, passes);
-            let (exact, _) = run(&trie, &given, 0.0, 4);
+            for label in 0..trie.labels() {
+                let (guessed, after) = run(&trie, &given, 1e-3, 0, Some(label));
+                prop_assert_eq!(&plain, &guessed);
+                prop_assert!(after <= passes, "{} passes after a guess, {} without", after, passes);
+            }
+            let (exact, _) = run(&trie, &given, 0.0, 4, None);
             prop_assert_eq!(exact.error_bound, 0.0);
             let sum: f32 = plain.log_probs.iter().map(|p| p.exp()).sum();
             prop_assert!((sum - 1.0).abs() < 1e-4 && plain.log_probs.iter().all(|p| p.is_finite()), "{}", sum);

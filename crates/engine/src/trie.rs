@@ -76,6 +76,19 @@ impl LabelTrie {
         labels
     }
 
+    /// The tokens of a label in order, without the one that ends it.
+    pub(crate) fn path(&self, label: usize) -> Vec<usize> {
+        let end = self.nodes.iter().find(|node| node.label == Some(label));
+        let mut at = end.map_or(ROOT, |end| end.parent);
+        let mut path = Vec::new();
+        while at != ROOT {
+            path.push(at);
+            at = self.nodes[at].parent;
+        }
+        path.reverse();
+        path
+    }
+
     /// Tokens of the longest label.
     pub fn depth(&self) -> usize {
         let mut depths = vec![0; self.nodes.len()];
@@ -101,6 +114,9 @@ mod tests {
         assert_eq!((trie.tokens(), trie.depth()), (7, 3));
         assert_eq!(trie.nodes[ROOT].children.len(), 2);
         assert_eq!(trie.nodes.iter().filter(|n| n.label.is_some()).count(), 3);
+        let path: Vec<u32> = trie.path(1).into_iter().map(|node| trie.nodes[node].token).collect();
+        assert_eq!(path, [1, 3]);
+        assert!(LabelTrie::new(&[vec![9]]).unwrap().path(0).is_empty());
     }
 
     #[test]

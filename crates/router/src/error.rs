@@ -57,6 +57,12 @@ pub enum Error {
         /// What does not fit.
         problem: String,
     },
+    /// A file of counted tokens does not hold them.
+    #[error("{}: holds no counts of tokens in labels; without its line in `files` of frontdesk.json the run works as well, but slower", path.display())]
+    Draft {
+        /// The file.
+        path: PathBuf,
+    },
     /// There is a run in the way.
     #[error("{}: there is already a run in this folder", path.display())]
     Occupied {

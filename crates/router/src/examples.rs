@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use engine::{Balance, Example, LabelTrie, PassSizes};
+use engine::{Balance, Draft, Example, LabelTrie, PassSizes};
 use formats::{BaseModel, Tokenizer};
 use routing::{Dataset, ReadOptions};
 
@@ -193,6 +193,13 @@ impl Encoded {
             rows.map(|((text, ids), examples)| LabelRecord { text: text.clone(), ids, examples }).collect();
         let valid_labels = data.valid.iter().map(label_of).collect();
         Ok(Self { prompt, labels, train, train_labels, valid, valid_labels, cut })
+    }
+
+    /// What guesses a label from a query's tokens; nothing where a head reads the query.
+    pub(crate) fn draft(&self) -> Option<Draft> {
+        let queries = self.train.iter().map(|example| &example.query[..]);
+        let spelled = self.labels.first().is_some_and(|label| !label.ids.is_empty());
+        spelled.then(|| Draft::fit(self.labels.len(), queries.zip(self.train_labels.iter().copied())))
     }
 
     /// The first examples as pieces of text, each with whether it carries loss.

@@ -3,7 +3,7 @@
 use std::panic::resume_unwind;
 use std::thread::ScopedJoinHandle;
 
-use engine::{Model, Storage};
+use engine::{Draft, Model, Storage};
 use formats::{BaseModel, Tokenizer};
 use kernels::{Backend, Encoding};
 use routing::Example;
@@ -96,7 +96,8 @@ impl<B: Backend> Router<B> {
         checked?;
         let (tokenizer, model) = (tokenizer?, model?);
         if !by_head {
-            return Self::of_decoder(run.manifest, model, tokenizer);
+            let draft = run.draft()?;
+            return Self::of_decoder(run.manifest, model, tokenizer, draft);
         }
         let scoring = Scoring::head(run.head(model.config())?, &run.manifest.prompt);
         let reader = Reader::Model(Box::new(Trained { model, scoring, tokenizer }));
@@ -113,9 +114,14 @@ impl<B: Backend> Router<B> {
     }
 
     /// A router that scores the tokens of labels, with what the run trained in the model.
-    pub(crate) fn of_decoder(manifest: Manifest, model: Model<B>, tokenizer: Tokenizer) -> Result<Self> {
+    pub(crate) fn of_decoder(
+        manifest: Manifest,
+        model: Model<B>,
+        tokenizer: Tokenizer,
+        draft: Option<Draft>,
+    ) -> Result<Self> {
         let labels: Vec<Vec<u32>> = manifest.labels.iter().map(|label| label.ids.clone()).collect();
-        let scoring = Scoring::tokens(&model, &labels, &manifest.prompt)?;
+        let scoring = Scoring::tokens(&model, &labels, &manifest.prompt, draft)?;
         let reader = Reader::Model(Box::new(Trained { model, scoring, tokenizer }));
         Ok(Self { manifest, reader })
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use engine::{Head, Lora, Projection, Trainable, Weights};
+use engine::{Draft, DraftEntry, Head, Lora, Projection, Trainable, Weights};
 use formats::{AdapterConfig, BaseModel, DType, ModelConfig, Tokenizer, safetensors, store};
 
 use crate::checkpoint::Checkpoint;
@@ -15,6 +15,7 @@ use routing::linear::{LinearModel, StoredLinear};
 pub(crate) const MANIFEST: &str = "frontdesk.json";
 pub(crate) const CHECKPOINT: &str = "checkpoint";
 const HEAD: &str = "head.safetensors";
+const DRAFT: &str = "draft.safetensors";
 const LINEAR: &str = "linear.json";
 const LINEAR_WEIGHTS: &str = "linear.safetensors";
 const MEASURED: &str = "measured.json";
@@ -37,6 +38,8 @@ pub(crate) struct FromBase<'a> {
     pub(crate) config: &'a ModelConfig,
     pub(crate) config_json: &'a str,
     pub(crate) tokenizer: &'a Tokenizer,
+    /// What guesses the labels, where their tokens are scored.
+    pub(crate) draft: Option<&'a Draft>,
 }
 
 /// A finished run on disk.
@@ -120,6 +123,28 @@ impl RunFolder {
         };
         let weight = take("weight", vec![labels, config.hidden_size])?;
         Ok(Head { weight, bias: take("bias", vec![labels])?, unit: self.manifest.method == Method::Head })
+    }
+
+    /// What guesses a query's label; nothing in a run that a head reads, or that is older than it.
+    ///
+    /// # Errors
+    /// When it cannot be read or does not fit.
+    pub fn draft(&self) -> Result<Option<Draft>> {
+        if !self.manifest.files.contains_key(DRAFT) {
+            return Ok(None);
+        }
+        let path = self.path.join(DRAFT);
+        let mut tensors = safetensors::read_f32(&path)?;
+        let mut take = |name: &str| match tensors.remove(name) {
+            Some((_, values)) => Ok(values.into_iter().map(|value| value as u32).collect()),
+            None => Err(formats::Error::MissingTensor { path: path.clone(), tensor: name.to_owned() }),
+        };
+        let [tokens, labels, counts]: [Vec<u32>; 3] = [take("token")?, take("label")?, take("count")?];
+        let same = tokens.len() == labels.len() && tokens.len() == counts.len();
+        let entries = tokens.into_iter().zip(labels).zip(counts);
+        let entries = entries.map(|((token, label), count)| DraftEntry { token, label, count }).collect();
+        let draft = Draft::from_entries(self.manifest.labels.len(), entries).filter(|_| same);
+        draft.map(Some).ok_or(Error::Draft { path })
     }
 
     /// The folder of the run's model, when it holds the whole of it and needs no other base.
@@ -212,7 +237,7 @@ impl RunFolder {
             write_json(&path.join(LINEAR), linear)?;
             own.extend([LINEAR, LINEAR_WEIGHTS]);
         }
-        if let Some(FromBase { config, config_json, tokenizer }) = base {
+        if let Some(FromBase { config, config_json, tokenizer, draft }) = base {
             tokenizer.save(path)?;
             own.extend(["tokenizer.json", "tokenizer_config.json"]);
             let head = match trained {
@@ -236,6 +261,10 @@ impl RunFolder {
                 safetensors::write(path.join(HEAD), DType::F32, &tensors)?;
                 own.push(HEAD);
             }
+            if let Some(draft) = draft {
+                write_draft(&path.join(DRAFT), draft)?;
+                own.push(DRAFT);
+            }
         }
         write_json(&path.join(MEASURED), &measured)?;
         manifest.format = FORMAT;
@@ -257,6 +286,18 @@ fn write_weights(path: &Path, trainable: &Trainable, config: &ModelConfig) -> Re
         .map(|entry| (entry.name.as_str(), entry.shape.clone(), &trainable.values[entry.range()]))
         .collect();
     Ok(safetensors::write(path.join(WEIGHTS), DType::BF16, &tensors)?)
+}
+
+/// Whole numbers below 2^24, which f32 holds exactly.
+fn write_draft(path: &Path, draft: &Draft) -> Result<()> {
+    let column = |value: fn(&DraftEntry) -> u32| -> Vec<f32> {
+        draft.entries().iter().map(|entry| value(entry) as f32).collect()
+    };
+    let [token, label, count] = [column(|e| e.token), column(|e| e.label), column(|e| e.count)];
+    let shape = || vec![token.len()];
+    let tensors =
+        [("token", shape(), &token[..]), ("label", shape(), &label[..]), ("count", shape(), &count[..])];
+    Ok(safetensors::write(path, DType::F32, &tensors)?)
 }
 
 /// PEFT's adapter for a model of this shape.

@@ -1,6 +1,6 @@
 //! How a trained model scores the labels: along their tokens, or by a head on its features.
 
-use engine::{Features, Head, LabelScores, LabelTrie, Model, Scorer, ScorerOptions};
+use engine::{Draft, Features, Head, LabelScores, LabelTrie, Model, Scorer, ScorerOptions};
 use kernels::Backend;
 
 use crate::Result;
@@ -15,11 +15,20 @@ pub(crate) enum Scoring<B: Backend> {
 }
 
 impl<B: Backend> Scoring<B> {
-    pub(crate) fn tokens(model: &Model<B>, labels: &[Vec<u32>], prompt: &Prompt) -> Result<Self> {
+    pub(crate) fn tokens(
+        model: &Model<B>,
+        labels: &[Vec<u32>],
+        prompt: &Prompt,
+        draft: Option<Draft>,
+    ) -> Result<Self> {
         let (trie, prefix) = (LabelTrie::new(labels)?, prompt.shared_ids().to_vec());
         let options =
             ScorerOptions { rows_per_pass: model.backend().rows_at_once(), ..ScorerOptions::default() };
-        Ok(Self::Tokens(Scorer::new(model, trie, prefix, options)?))
+        let mut scorer = Scorer::new(model, trie, prefix, options)?;
+        if let Some(draft) = draft {
+            scorer.guess_with(draft);
+        }
+        Ok(Self::Tokens(scorer))
     }
 
     pub(crate) fn head(head: Head, prompt: &Prompt) -> Self {

@@ -195,14 +195,14 @@ impl Export {
                 let adapter = from_peft(&formats::Adapter::from_gguf(&adapter, &base.config)?, &base.config)?;
                 let model =
                     read_model(backend, base, Storage::AsStored, manifest.method, Some(&adapter), encoding)?;
-                return Router::of_decoder(manifest.clone(), model, base.tokenizer()?);
+                return Router::of_decoder(manifest.clone(), model, base.tokenizer()?, None);
             }
             Target::Peft => return Router::open(backend, RunFolder::open(folder)?, base, encoding),
         };
         let model = BaseModel::open(whole)?;
         let tokenizer = model.tokenizer()?;
         let loaded = Model::load_merged(backend, &model, Storage::AsStored, None, encoding)?;
-        Router::of_decoder(manifest.clone(), loaded, tokenizer)
+        Router::of_decoder(manifest.clone(), loaded, tokenizer, None)
     }
 }
 
