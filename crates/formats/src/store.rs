@@ -28,12 +28,7 @@ pub fn write_atomically_with(path: &Path, write: impl FnOnce(&Path) -> io::Resul
 
 fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let folder = folder_of(path);
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".writing-");
-    // A temporary file is private by default; what replaces `path` must be as readable as any other file.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let file = builder.tempfile_in(folder).map_err(without_its_path)?;
+    let file = temporary(folder)?;
     let mode = file.as_file().metadata()?.permissions();
     write(file.path())?;
     // `write` may have put another file under the name, with permissions of its own.
@@ -58,17 +53,15 @@ pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
             return Err(io::ErrorKind::IsADirectory.into());
         }
         fs::create_dir_all(folder_of(path))?;
-        tempfile::tempfile_in(folder_of(path)).map(drop).map_err(without_its_path)
+        temporary(folder_of(path)).map(drop)
     };
     check().map_err(|source| Error::Write { path: path.to_owned(), source })
 }
 
-/// What the system said, without the name of a temporary file that nobody knows.
-fn without_its_path(error: io::Error) -> io::Error {
-    match error.to_string().split_once(" at path ") {
-        Some((why, _)) => io::Error::new(error.kind(), why),
-        None => error,
-    }
+/// A file that goes away with its handle. It is as readable as any other file, because it may become one; and its
+/// errors are the system's, without a name that nobody knows.
+fn temporary(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
+    tempfile::Builder::new().prefix(".writing-").make_in(folder, |path| fs::File::create_new(path))
 }
 
 /// A folder that appears whole or not at all: it is filled under another name beside its place, and removed when it
