@@ -2,79 +2,19 @@
 #![allow(clippy::unwrap_used)] // A test may fail loudly anywhere, also in its helpers.
 
 mod common;
-#[allow(dead_code)] // This test uses its own part.
-#[path = "../../fewshot/tests/endpoint/server.rs"]
-mod server;
+#[path = "common/large.rs"]
+mod large;
 
 use std::collections::HashSet;
-use std::fmt::Write;
-use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{frontdesk, queries, stderr, tiny_model};
+use large::server::{Action, Server};
+use large::{EVAL, KEY, ROWS, eval, prepare, recorded, recordings, right};
 use serde_json::Value;
-use server::{Action, Server};
-
-const KEY: &str = "sk-never-to-be-seen-0123456789";
-const LABELS: [&str; 3] = ["card_lost", "fee-question", "greeting"];
-const ROWS: usize = 120;
-
-/// A trained run and evaluation rows that end with their label.
-fn prepare(folder: &Path) {
-    queries(&folder.join("data.csv"), 20);
-    let mut rows = String::from("text,label\n");
-    for row in 0..ROWS {
-        let label = LABELS[row % 3];
-        let _ = writeln!(rows, "evaluation row number {row} wants {label},{label}");
-    }
-    std::fs::write(folder.join("test.csv"), rows).unwrap();
-    let mut command = frontdesk(folder);
-    command.args(["train", "--data", "data.csv", "--out", "run", "--epochs", "1", "--rank", "4", "--base"]);
-    let output = command.arg(tiny_model()).args(["--precision", "f32"]).output().unwrap();
-    assert!(output.status.success(), "{}", stderr(&output));
-}
-
-const EVAL: [&str; 11] = [
-    "eval",
-    "--model",
-    "run",
-    "--data",
-    "test.csv",
-    "--json",
-    "--report",
-    "report",
-    "--precision",
-    "f32",
-    "--against",
-];
-
-fn eval(folder: &Path, model: &str, flags: &[&str]) -> Output {
-    let mut command = frontdesk(folder);
-    command.env("OPENAI_API_KEY", KEY).args(EVAL).arg(model).args(flags);
-    command.output().unwrap()
-}
-
-/// Answers with the label that the row names; refuses the first row and shouts in the second.
-fn right(question: &server::Question) -> Action {
-    let label = question.query().rsplit(' ').next().unwrap();
-    if question.query().contains("number 0 ") {
-        let mut body = server::completion("", question);
-        body["choices"][0]["message"]["refusal"] = "I will not.".into();
-        return Action::Body(body);
-    }
-    let label = if question.query().contains("number 1 ") { label.to_uppercase() } else { label.to_owned() };
-    Action::Say(format!("{{\"label\":\"{label}\"}}"))
-}
-
-fn recorded(folder: &Path) -> usize {
-    let Ok(files) = std::fs::read_dir(folder.join("run/fewshot")) else { return 0 };
-    let text =
-        |file: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(file.unwrap().path()).unwrap();
-    files.map(|file| text(file).matches("\"kind\":\"answer\"").count()).sum()
-}
 
 #[test]
 fn a_killed_evaluation_goes_on_and_is_repeated_offline() {
@@ -165,11 +105,6 @@ fn a_killed_evaluation_goes_on_and_is_repeated_offline() {
     let missing = eval(path, &model, &["--offline", "--shots", "0"]);
     assert_eq!(missing.status.code(), Some(2));
     assert!(stderr(&missing).contains("0 of 120 answers"), "{}", stderr(&missing));
-}
-
-fn recordings(path: &Path) -> String {
-    let files = std::fs::read_dir(path.join("run/fewshot")).unwrap();
-    files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect()
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::Value;
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
@@ -23,8 +24,18 @@ pub struct AskOptions {
     pub concurrency: usize,
     /// What the model costs.
     pub price: Option<Price>,
-    /// USD that all answers of the recording may cost, those of earlier runs included.
+    /// USD that may be spent; for [`ask_all`] on all answers of the recording, those of earlier runs included.
     pub max_cost: Option<f64>,
+}
+
+impl AskOptions {
+    /// Refuses a budget that cannot be kept.
+    pub(crate) fn check(&self, client: &Client) -> Result<()> {
+        match (self.max_cost, self.price) {
+            (Some(_), None) => Err(Error::NoPrice { model: client.model().to_owned() }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// How it ended.
@@ -64,18 +75,19 @@ pub fn ask_all(
     counter: &mut TokenCounter<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Ending> {
-    if options.max_cost.is_some() && options.price.is_none() {
-        return Err(Error::NoPrice { model: client.model().to_owned() });
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|source| Error::Client { source: source.into() })?;
-    let budget = Budget::new(options, recording);
+    options.check(&client)?;
+    let cost = |answer: &Answer| options.price.map_or(0.0, |price| price.cost(&answer.usage));
+    let budget = Budget::new(options, recording.answers().map(cost).sum());
     let mut job = Job { client: Arc::new(client), prompts, recording, budget, counter, observer };
-    let ending = runtime.block_on(job.run(options.concurrency.max(1)));
+    let ending = runtime()?.block_on(job.run(options.concurrency.max(1)));
     job.recording.sync()?;
     ending
+}
+
+/// Requests wait for each other on one thread.
+pub(crate) fn runtime() -> Result<Runtime> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    built.map_err(|source| Error::Client { source: source.into() })
 }
 
 /// One request that is ready to leave.
@@ -150,7 +162,7 @@ impl Job<'_, '_, '_> {
             match self.client.ask(&question.body).await {
                 Ok(asked) => {
                     self.recording.learn(features)?;
-                    self.record(question, asked)?;
+                    self.record(&question, asked)?;
                     return Ok(Some(features));
                 }
                 Err(Fault::Unsupported(words, error)) => match features.after_refusal(&words) {
@@ -166,8 +178,7 @@ impl Job<'_, '_, '_> {
         let messages = self.prompts.messages(row, features.structure)?;
         let labels = self.prompts.labels();
         let body = chat::body(self.client.model(), &messages, labels, features);
-        let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
-        let reserve = self.budget.estimate(bytes, chat::answer_limit(labels, features));
+        let reserve = self.budget.estimate(&messages, chat::answer_limit(labels, features));
         Ok(Question { row, messages, body, reserve })
     }
 
@@ -181,19 +192,15 @@ impl Job<'_, '_, '_> {
         };
         self.budget.reserved -= question.reserve;
         match asked {
-            Ok(asked) => self.record(question, asked),
+            Ok(asked) => self.record(&question, asked),
             Err(Fault::Final(error) | Fault::Unsupported(_, error) | Fault::Passing(error, _)) => Err(error),
         }
     }
 
-    fn record(&mut self, question: Question, asked: Asked) -> Result<()> {
-        let Question { row, messages, .. } = question;
-        let Asked { reply, seconds, tries } = asked;
-        let counted = reply.usage.is_none();
-        let usage = reply.usage.unwrap_or_else(|| self.counter.usage(&messages, &reply));
-        let bytes = messages.iter().map(|message| message.content.len()).sum();
-        self.budget.spend(bytes, &usage);
-        self.recording.push(Answer { row, reply, usage, counted, seconds, tries })?;
+    fn record(&mut self, question: &Question, asked: Asked) -> Result<()> {
+        let answer = asked.into_answer(question.row, &question.messages, self.counter);
+        self.budget.spend(&question.messages, &answer.usage);
+        self.recording.push(answer)?;
         let cost = self.budget.price.map(|_| self.budget.spent);
         self.observer.answered(self.recording.answered(), cost);
         Ok(())
@@ -211,11 +218,12 @@ impl Job<'_, '_, '_> {
 }
 
 /// What was spent and what the requests under way may cost.
-struct Budget {
-    price: Option<Price>,
+#[derive(Debug)]
+pub(crate) struct Budget {
+    pub(crate) price: Option<Price>,
     max_cost: Option<f64>,
-    spent: f64,
-    reserved: f64,
+    pub(crate) spent: f64,
+    pub(crate) reserved: f64,
     /// The most tokens a byte of a prompt had so far.
     tokens_per_byte: f64,
     /// The longest answer so far, in tokens.
@@ -226,28 +234,30 @@ impl Budget {
     /// Before the first answer: English has about one token in four bytes, other scripts one in two.
     const FIRST_GUESS: f64 = 0.5;
 
-    fn new(options: &AskOptions, recording: &Recording) -> Self {
+    pub(crate) fn new(options: &AskOptions, spent: f64) -> Self {
         let AskOptions { price, max_cost, .. } = *options;
-        let spent =
-            price.map_or(0.0, |price| recording.answers().map(|answer| price.cost(&answer.usage)).sum());
         Self { price, max_cost, spent, reserved: 0.0, tokens_per_byte: 0.0, longest: None }
     }
 
     /// USD that a request may cost: as many tokens a byte as the dearest one so far, and twice the longest answer.
-    fn estimate(&self, bytes: usize, limit: u64) -> f64 {
+    pub(crate) fn estimate(&self, messages: &[Message], limit: u64) -> f64 {
         let per_byte = if self.longest.is_some() { self.tokens_per_byte } else { Self::FIRST_GUESS };
-        let prompt = (bytes as f64 * per_byte).ceil() as u64;
+        let prompt = (bytes(messages) as f64 * per_byte).ceil() as u64;
         let completion = self.longest.map_or(limit, |longest| limit.min(2 * longest));
         self.price.map_or(0.0, |price| price.cost(&Usage { prompt, cached: 0, completion }))
     }
 
-    fn allows(&self, reserve: f64) -> bool {
+    pub(crate) fn allows(&self, reserve: f64) -> bool {
         self.max_cost.is_none_or(|most| self.spent + self.reserved + reserve <= most)
     }
 
-    fn spend(&mut self, bytes: usize, usage: &Usage) {
+    pub(crate) fn spend(&mut self, messages: &[Message], usage: &Usage) {
         self.spent += self.price.map_or(0.0, |price| price.cost(usage));
-        self.tokens_per_byte = self.tokens_per_byte.max(usage.prompt as f64 / bytes.max(1) as f64);
+        self.tokens_per_byte = self.tokens_per_byte.max(usage.prompt as f64 / bytes(messages).max(1) as f64);
         self.longest = Some(self.longest.unwrap_or(0).max(usage.completion));
     }
+}
+
+fn bytes(messages: &[Message]) -> usize {
+    messages.iter().map(|message| message.content.len()).sum()
 }

@@ -8,9 +8,11 @@ use reqwest::{StatusCode, Url};
 use serde_json::Value;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::answer::Answer;
 use crate::backoff::{Backoff, asked_wait};
-use crate::chat::{Reply, error_message};
+use crate::chat::{Message, Reply, error_message};
 use crate::endpoint::{Endpoint, shown};
+use crate::tokens::TokenCounter;
 use crate::{Error, Result};
 
 /// Letters of a server's words that a message repeats.
@@ -36,6 +38,21 @@ pub(crate) struct Asked {
     /// Of the successful try.
     pub(crate) seconds: f64,
     pub(crate) tries: u32,
+}
+
+impl Asked {
+    /// As it is recorded, with its tokens.
+    pub(crate) fn into_answer(
+        self,
+        row: usize,
+        messages: &[Message],
+        counter: &mut TokenCounter<'_>,
+    ) -> Answer {
+        let Self { reply, seconds, tries } = self;
+        let counted = reply.usage.is_none();
+        let usage = reply.usage.unwrap_or_else(|| counter.usage(messages, &reply));
+        Answer { row, reply, usage, counted, seconds, tries }
+    }
 }
 
 /// Why one question has no answer.
@@ -70,6 +87,11 @@ impl Client {
         let url = endpoint.chat_url();
         let (not_before, stopped) = (Mutex::default(), AtomicBool::new(false));
         Ok(Self { endpoint, url, http, backoff, not_before, stopped, timeout })
+    }
+
+    /// Who is asked.
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     /// The model that is asked.

@@ -80,6 +80,11 @@ impl Endpoint {
         shown(&self.base)
     }
 
+    /// The variable of the key, where another one than `OPENAI_API_KEY` was named.
+    pub fn key_variable(&self) -> Option<&str> {
+        (self.key_variable != KEY_VARIABLE).then_some(&self.key_variable)
+    }
+
     pub(crate) fn chat_url(&self) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut path) = url.path_segments_mut() {
@@ -140,7 +145,9 @@ fn split(spec: &str) -> Result<(&str, Option<&str>, Option<&str>)> {
         Some((url, variable)) => (Some(url), Some(variable)),
         None => (url, None),
     };
-    if variable == Some("") {
+    // A key in its place is not shown.
+    let is_name = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if variable.is_some_and(|name| name.is_empty() || !is_name(name)) {
         return Err(bad("after `#`, the name of an environment variable with the key is expected"));
     }
     Ok((model.trim(), url, variable))
@@ -230,6 +237,8 @@ mod tests {
         assert!(message("m@127.0.0.1:8000", &[]).contains("http://"));
         assert!(message("@http://h", &[]).contains("name is missing"));
         assert!(message("m@http://", &[]).contains("no web address"));
+        let key = message("m@http://h#sk-hunter2", &[]);
+        assert!(key.contains("name of an environment variable") && !key.contains("hunter2"), "{key}");
         for spec in ["m@https://user:hunter2@h/v1", "m@https://h/v1?key=hunter2"] {
             let message = message(spec, &[]);
             assert!(message.contains("https://h/v1") && !message.contains("hunter2"), "{message}");

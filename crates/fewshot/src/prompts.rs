@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use crate::chat::Message;
 use crate::features::Structure;
+use crate::kept::Selection;
 use crate::shots::{Choice, Shots, near_copies};
 use crate::template::{Template, View};
 use crate::{Error, Result};
@@ -43,6 +44,15 @@ impl<'a> Prompts<'a> {
         guard(&options.template, labels, rows)?;
         let shots = Shots::choose(train, rows, labels, &options.choice)?;
         Ok(Self { labels, rows, shots, template: &options.template })
+    }
+
+    pub(crate) fn template(&self) -> &'a Template {
+        self.template
+    }
+
+    /// The examples that the prompt of any query is made of, and how.
+    pub(crate) fn material(&self) -> (Selection, Vec<&'a Example>) {
+        self.shots.material()
     }
 
     /// The labels that the model may answer with.

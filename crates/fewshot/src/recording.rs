@@ -1,25 +1,16 @@
-//! Answers on disk as they arrive: JSON lines that are only ever appended to.
+//! Answers to evaluation rows on disk as they arrive.
 //!
-//! The first line says what was asked; its hash is in the file's name, so that another model, prompt or set of rows
-//! has a file of its own. Each answer is one line, handed to the system in one write: the end of this process loses
-//! nothing that had arrived. At most once a second the file is also synced to the disk, so that a power cut loses at
-//! most the answers of about a second, and a thousand answers do not wait a thousand times for the disk. A last line
-//! without its end is what a crash left of a write; it is dropped, and its row asked again.
+//! The first line of the [journal](Journal) says what was asked; its hash is in the file's name, so that another model,
+//! prompt or set of rows has a file of its own. Each answer is one line.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::answer::Answer;
 use crate::features::Features;
+use crate::journal::{self, Journal};
 use crate::{Error, Result};
-
-/// Time between two syncs.
-const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 /// What was asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,12 +41,9 @@ enum Line {
 /// The recording of one model's answers to one set of rows.
 #[derive(Debug)]
 pub struct Recording {
-    path: PathBuf,
-    /// `None` when it is only read.
-    file: Option<File>,
+    journal: Journal,
     features: Option<Features>,
     answers: Vec<Option<Answer>>,
-    synced: Instant,
 }
 
 impl Recording {
@@ -64,25 +52,10 @@ impl Recording {
     /// # Errors
     /// [`Error::InUse`] when another process writes it, [`Error::Recording`] when it is damaged, [`Error::Io`].
     pub fn open(folder: &Path, header: &Header) -> Result<Self> {
-        let path = Self::path_of(folder, header);
-        let written = |source| Error::Io { path: path.clone(), action: "written", source };
-        std::fs::create_dir_all(folder).map_err(written)?;
-        let mut options = OpenOptions::new();
-        let mut file = options.read(true).append(true).create(true).open(&path).map_err(written)?;
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => return Err(Error::InUse { path }),
-            Err(TryLockError::Error(source)) => return Err(written(source)),
-            Ok(()) => {}
-        }
-        let text = read(&mut file, &path)?;
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        file.set_len(whole as u64).map_err(written)?;
-        let mut recording = Self::parse(path, &text[..whole], header)?;
-        recording.file = Some(file);
-        if whole == 0 {
-            recording.append(&Line::Header(header.clone()))?;
-            recording.sync()?;
-            sync_folder(folder).map_err(|source| recording.failed(source))?;
+        let (journal, text) = Journal::open(folder, &Self::name_of(header))?;
+        let mut recording = Self::parse(journal, &text, header)?;
+        if text.is_empty() {
+            recording.journal.begin(&Line::Header(header.clone()))?;
         }
         Ok(recording)
     }
@@ -92,28 +65,19 @@ impl Recording {
     /// # Errors
     /// [`Error::Recording`] when it is damaged, [`Error::Io`].
     pub fn read(folder: &Path, header: &Header) -> Result<Self> {
-        let path = Self::path_of(folder, header);
-        let text = match File::open(&path) {
-            Ok(mut file) => read(&mut file, &path)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(source) => return Err(Error::Io { path, action: "read", source }),
-        };
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        Self::parse(path, &text[..whole], header)
+        let (journal, text) = Journal::read(folder, &Self::name_of(header))?;
+        Self::parse(journal, &text, header)
     }
 
-    fn path_of(folder: &Path, header: &Header) -> PathBuf {
-        let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.') { c } else { '_' };
-        let name: String = header.model.chars().map(plain).take(80).collect();
-        let hash = Sha256::digest(format!("{header:?}"));
-        folder.join(format!("{}-{:.12}.jsonl", name.trim_start_matches('.'), format!("{hash:x}")))
+    fn name_of(header: &Header) -> String {
+        journal::name(&header.model, &format!("{header:?}"))
     }
 
-    fn parse(path: PathBuf, text: &str, header: &Header) -> Result<Self> {
+    fn parse(journal: Journal, text: &str, header: &Header) -> Result<Self> {
         let mut answers = vec![None; header.count];
         let mut features = None;
         for (number, line) in (1..).zip(text.lines()) {
-            let bad = |reason: String| Error::Recording { path: path.clone(), line: number, reason };
+            let bad = |reason: String| journal.damaged(number, reason);
             let line = serde_json::from_str(line).map_err(|error| bad(format!("is damaged: {error}")))?;
             match line {
                 Line::Header(found) if number == 1 && found == *header => {}
@@ -132,12 +96,12 @@ impl Recording {
                 }
             }
         }
-        Ok(Self { path, file: None, features, answers, synced: Instant::now() })
+        Ok(Self { journal, features, answers })
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.journal.path()
     }
 
     /// Rows that have an answer.
@@ -166,7 +130,7 @@ impl Recording {
     /// [`Error::NotRecorded`] when some are missing.
     pub fn require_complete(&self) -> Result<Vec<Answer>> {
         let (answered, rows) = (self.answered(), self.answers.len());
-        self.complete().ok_or_else(|| Error::NotRecorded { path: self.path.clone(), answered, rows })
+        self.complete().ok_or_else(|| Error::NotRecorded { path: self.path().to_owned(), answered, rows })
     }
 
     /// Rows that have no answer yet.
@@ -176,64 +140,23 @@ impl Recording {
 
     pub(crate) fn learn(&mut self, features: Features) -> Result<()> {
         self.features = Some(features);
-        self.append(&Line::Features(features))
+        self.journal.append(&Line::Features(features))
     }
 
     pub(crate) fn push(&mut self, answer: Answer) -> Result<()> {
         let row = answer.row;
         let line = Line::Answer(answer);
-        self.append(&line)?;
+        self.journal.append(&line)?;
         if let Line::Answer(answer) = line {
             self.answers[row] = Some(answer);
-        }
-        if self.synced.elapsed() >= SYNC_EVERY {
-            self.sync()?;
         }
         Ok(())
     }
 
     /// Brings what was written to the disk.
     pub(crate) fn sync(&mut self) -> Result<()> {
-        self.synced = Instant::now();
-        match &self.file {
-            Some(file) => file.sync_data().map_err(|source| self.failed(source)),
-            None => Ok(()),
-        }
+        self.journal.sync()
     }
-
-    fn append(&mut self, line: &Line) -> Result<()> {
-        let bytes = serde_json::to_vec(line).map(|mut bytes| {
-            bytes.push(b'\n');
-            bytes
-        });
-        let written = bytes.map_err(io::Error::from).and_then(|bytes| match &mut self.file {
-            Some(file) => file.write_all(&bytes),
-            None => Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem)),
-        });
-        written.map_err(|source| self.failed(source))
-    }
-
-    fn failed(&self, source: io::Error) -> Error {
-        Error::Io { path: self.path.clone(), action: "written", source }
-    }
-}
-
-fn read(file: &mut File, path: &Path) -> Result<String> {
-    let failed = |source| Error::Io { path: path.to_owned(), action: "read", source };
-    let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(0)).map_err(failed)?;
-    file.read_to_end(&mut bytes).map_err(failed)?;
-    // A torn last line may end inside a letter.
-    let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-    bytes.truncate(whole);
-    String::from_utf8(bytes).map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))
-}
-
-/// A new file's name lives in its folder, which Unix systems sync through a handle of its own.
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    #[cfg(unix)]
-    File::open(folder)?.sync_all()?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Which training rows stand in the prompt, and the guard that keeps evaluation rows out of it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -9,6 +9,7 @@ use routing::Example;
 use routing::duplicates::{Groups, normalise};
 use routing::linear::Neighbours;
 
+use crate::kept::Selection;
 use crate::{Error, Result};
 
 /// How examples are chosen.
@@ -44,8 +45,8 @@ pub(crate) struct Shots<'a> {
 enum Chosen {
     /// Indices into the pool, for every row.
     Same(Vec<u32>),
-    /// For each row its own.
-    PerRow(Vec<Vec<u32>>),
+    /// For each row its own, so many of each label.
+    PerRow(Vec<Vec<u32>>, usize),
 }
 
 impl<'a> Shots<'a> {
@@ -72,13 +73,12 @@ impl<'a> Shots<'a> {
         };
         let pool: Vec<&Example> = train.iter().zip(copies).filter_map(allowed).collect();
         let kept_out = train.len() - pool.len();
-        let of_label: Vec<Vec<u32>> = labels
-            .iter()
-            .map(|label| (0..pool.len() as u32).filter(|&at| pool[at as usize].label == *label).collect())
-            .collect();
         let chosen = match choice {
-            Choice::Similar { .. } => Chosen::PerRow(similar(&pool, rows, &of_label, per_label)),
-            Choice::Random { seed, .. } => Chosen::Same(random(of_label, per_label, *seed)),
+            Choice::Similar { .. } => {
+                let nearest = Nearest::new(&pool, labels, per_label);
+                Chosen::PerRow(rows.iter().map(|row| nearest.of(&row.text)).collect(), per_label)
+            }
+            Choice::Random { seed, .. } => Chosen::Same(random(by_label(&pool, labels), per_label, *seed)),
             Choice::Fixed(_) => Chosen::Same(Vec::new()),
         };
         Ok(Self { pool, chosen, kept_out })
@@ -93,7 +93,15 @@ impl<'a> Shots<'a> {
     pub(crate) fn indices(&self, row: usize) -> &[u32] {
         match &self.chosen {
             Chosen::Same(same) => same,
-            Chosen::PerRow(rows) => rows.get(row).map(Vec::as_slice).unwrap_or_default(),
+            Chosen::PerRow(rows, _) => rows.get(row).map(Vec::as_slice).unwrap_or_default(),
+        }
+    }
+
+    /// The examples that these are, or are chosen from.
+    pub(crate) fn material(&self) -> (Selection, Vec<&'a Example>) {
+        match &self.chosen {
+            Chosen::Same(same) => (Selection::All, same.iter().map(|&at| self.pool[at as usize]).collect()),
+            Chosen::PerRow(_, per_label) => (Selection::Similar(*per_label), self.pool.clone()),
         }
     }
 
@@ -114,25 +122,48 @@ fn random(of_label: Vec<Vec<u32>>, per_label: usize, seed: u64) -> Vec<u32> {
     chosen
 }
 
-fn similar(pool: &[&Example], rows: &[Example], of_label: &[Vec<u32>], per_label: usize) -> Vec<Vec<u32>> {
-    let texts: Vec<&str> = pool.iter().map(|example| example.text.as_str()).collect();
-    let neighbours = Neighbours::new(&texts);
-    let of_row = |row: &Example| {
-        let scores = neighbours.similarities(&row.text);
+/// Finds the examples that are most like a text.
+#[derive(Debug)]
+pub(crate) struct Nearest {
+    neighbours: Neighbours,
+    of_label: Vec<Vec<u32>>,
+    per_label: usize,
+}
+
+impl Nearest {
+    pub(crate) fn new(pool: &[&Example], labels: &[String], per_label: usize) -> Self {
+        let texts: Vec<&str> = pool.iter().map(|example| example.text.as_str()).collect();
+        Self { neighbours: Neighbours::new(&texts), of_label: by_label(pool, labels), per_label }
+    }
+
+    /// Indices of the examples, the most alike last.
+    pub(crate) fn of(&self, text: &str) -> Vec<u32> {
+        let scores = self.neighbours.similarities(text);
         let nearer = |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
-        let mut chosen = Vec::with_capacity(of_label.len() * per_label);
-        for rows in of_label {
+        let mut chosen = Vec::with_capacity(self.of_label.len() * self.per_label);
+        for rows in &self.of_label {
             let mut rows = rows.clone();
-            if rows.len() > per_label {
-                rows.select_nth_unstable_by(per_label, nearer);
-                rows.truncate(per_label);
+            if rows.len() > self.per_label {
+                rows.select_nth_unstable_by(self.per_label, nearer);
+                rows.truncate(self.per_label);
             }
             chosen.extend(rows);
         }
         chosen.sort_unstable_by(|a, b| nearer(b, a));
         chosen
-    };
-    rows.iter().map(of_row).collect()
+    }
+}
+
+/// The indices of each label's examples.
+fn by_label(pool: &[&Example], labels: &[String]) -> Vec<Vec<u32>> {
+    let places: HashMap<&str, usize> = labels.iter().map(String::as_str).zip(0..).collect();
+    let mut by_label = vec![Vec::new(); labels.len()];
+    for (at, example) in (0..).zip(pool) {
+        if let Some(&label) = places.get(example.label.as_str()) {
+            by_label[label].push(at);
+        }
+    }
+    by_label
 }
 
 fn fixed<'a>(list: &'a [Example], train: &[Example], rows: &[Example]) -> Result<Shots<'a>> {

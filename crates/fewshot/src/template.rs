@@ -64,7 +64,11 @@ impl Template {
         Self::new(&path.display().to_string(), source)
     }
 
-    fn new(name: &str, source: String) -> Result<Self> {
+    /// A template from its text; `name` is for messages.
+    ///
+    /// # Errors
+    /// As [`Template::read`].
+    pub(crate) fn new(name: &str, source: String) -> Result<Self> {
         let failed = |source| Error::Template { name: name.to_owned(), source };
         let mut environment = Environment::new();
         let syntax = minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();

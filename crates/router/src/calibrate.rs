@@ -7,10 +7,10 @@ use kernels::Backend;
 use routing::calibration::{Calibration, Goal, Scope, ScopeRow, Scored, Thresholds, top};
 use routing::{Dataset, Example, ReadOptions};
 
+use crate::cascade::rewrite;
 use crate::examples::record;
-use crate::manifest::{CascadeRecord, DataRecord, Manifest};
+use crate::manifest::DataRecord;
 use crate::router::Router;
-use crate::run::{MANIFEST, RunFolder, write_json};
 use crate::{Error, Result};
 
 /// What is chosen, and for what.
@@ -119,20 +119,4 @@ impl Calibrated {
             manifest.cascade = None;
         })
     }
-}
-
-impl CascadeRecord {
-    /// Puts the cascade into the run folder, in place of one that is there.
-    ///
-    /// # Errors
-    /// As [`Calibrated::save`].
-    pub fn save(&self, run: &Path) -> Result<()> {
-        rewrite(run, |manifest| manifest.cascade = Some(self.clone()))
-    }
-}
-
-fn rewrite(run: &Path, change: impl FnOnce(&mut Manifest)) -> Result<()> {
-    let RunFolder { path, mut manifest } = RunFolder::open(run)?;
-    change(&mut manifest);
-    write_json(&path.join(MANIFEST), &manifest)
 }

@@ -123,6 +123,12 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// No large model was chosen to stand behind the run, or its prompt was not kept.
+    #[error("{}: has no large model to ask", path.display())]
+    NoCascade {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A file could not be read or written.
     #[error("{}: cannot be {action}", path.display())]
     Io {
@@ -181,6 +187,9 @@ impl Error {
             Self::NotARun { .. } => "name the folder that `frontdesk train --out` wrote",
             Self::Format { .. } => "use the version of frontdesk that wrote it, or train anew",
             Self::Changed { .. } => "copy the whole run folder again from where it was trained",
+            Self::NoCascade { .. } => {
+                "choose one with `frontdesk eval --against MODEL --cascade best`; recorded answers are used again"
+            }
             Self::WrongBase { .. } => "name the right file or folder with --base",
             Self::Checkpoint { .. } => "delete the folder and train anew",
             Self::Busy { .. } => "wait for it to end, or name another folder with --out",

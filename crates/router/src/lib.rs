@@ -5,6 +5,7 @@
 
 mod best;
 mod calibrate;
+mod cascade;
 mod checkpoint;
 mod error;
 mod examples;

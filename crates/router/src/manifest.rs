@@ -73,10 +73,16 @@ pub struct CascadeRecord {
     pub model: String,
     /// Where it is asked.
     pub endpoint: String,
+    /// The environment variable that holds the key, where it is not `OPENAI_API_KEY`. The key itself is kept nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_variable: Option<String>,
     /// The examples in its prompt, in words.
     pub shots: String,
-    /// SHA-256 of its prompt.
+    /// SHA-256 of its prompts as they were judged.
     pub prompt: String,
+    /// SHA-256 of the file that makes them again ([`CascadeRecord::prompt_file`]); `None` in runs that did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_file: Option<String>,
     /// SHA-256 of the rows that the point was chosen on.
     pub data: String,
     /// What it was chosen for.

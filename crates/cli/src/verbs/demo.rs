@@ -13,7 +13,7 @@ use crate::Done;
 use crate::device::{DeviceArgs, on_device};
 use crate::recipe::RecipeArgs;
 use crate::terminal::{Output, say};
-use crate::verbs::{FieldArgs, against, base_path, eval, open_router, route, train};
+use crate::verbs::{FieldArgs, against, base_path, eval, open_router, route, route::Routed, train};
 
 const TRAIN: &str = include_str!("../../../../examples/insurance/train.json");
 const TEST: &str = include_str!("../../../../examples/insurance/test.json");
@@ -126,8 +126,8 @@ fn step(number: u32, what: &str, command: &str) {
 fn route_three<B: Backend>(backend: B, run: &Path, encoding: Encoding) -> anyhow::Result<()> {
     let mut router = open_router(backend, run, None, encoding)?;
     let answers = router.route(&QUERIES.map(Query::new))?;
-    for (text, answer) in QUERIES.iter().zip(&answers) {
-        writeln!(Output, "{}", route::to_line(&router, text, answer))?;
+    for (text, answer) in QUERIES.iter().zip(answers) {
+        writeln!(Output, "{}", route::to_line(&router, text, &Routed::alone(&router, answer)))?;
     }
     Ok(())
 }

@@ -57,7 +57,7 @@ impl Bench {
         Recording::open(self.folder.path(), &self.header(server)).unwrap()
     }
 
-    fn prompts(&self) -> Prompts<'_> {
+    pub(crate) fn prompts(&self) -> Prompts<'_> {
         Prompts::new(&[], &self.rows, &self.labels, &self.options).unwrap()
     }
 

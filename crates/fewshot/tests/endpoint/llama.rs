@@ -6,7 +6,9 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fewshot::{Ending, Outcome, Structure};
+use fewshot::{
+    Asker, Backoff, Client, Ending, Endpoint, KeptPrompt, Outcome, Structure, TokenCounter, Unanswered,
+};
 
 use crate::common::Bench;
 use crate::server::{Action, Server};
@@ -70,6 +72,28 @@ fn a_llama_server_is_asked_offline_again_and_never_twice() {
     let labelled =
         bench.outcomes(&server).iter().filter(|outcome| matches!(outcome, Outcome::Label { .. })).count();
     eprintln!("{features:?}; {labelled} of 6 answers are labels");
+
+    // Queries that come later, with the same prompt; half way through the server is killed.
+    let open = || {
+        let prompt = KeptPrompt::of(&bench.prompts(), features).open(bench.labels.clone()).unwrap();
+        let endpoint = Endpoint::with_key("scripted", &server.url, "").unwrap();
+        let backoff = Backoff { tries: 2, first: Duration::from_millis(2), longest: Duration::from_secs(1) };
+        let client = Client::new(endpoint, backoff, bench.timeout).unwrap();
+        Asker::new(client, prompt, bench.folder.path(), &bench.ask).unwrap()
+    };
+    let mut counter = TokenCounter::new(str::len);
+    let mut asker = open();
+    let before = asker.ask(&["my card was stolen", "good morning", "my card was stolen"], &mut counter);
+    assert!(before.iter().all(|said| said.as_ref().is_ok_and(|said| said.usage.prompt > 50)), "{before:?}");
+    let [first, again] = [0, 2].map(|at| before[at].clone().unwrap());
+    assert!(first.outcome == again.outcome && again.recorded && again.cost == Some(0.0), "{before:?}");
     drop(llama);
     assert_eq!(bench.run(&server).unwrap(), Ending::Complete, "a complete recording needs no server");
+    let after = asker.ask(&["good morning", "a fee again"], &mut counter);
+    assert_eq!(after[0].as_ref().unwrap().outcome, before[1].as_ref().unwrap().outcome);
+    assert!(matches!(&after[1], Err(Unanswered::Failed(why)) if why.contains("connect")), "{after:?}");
+    assert!(matches!(asker.ask(&["and a card"], &mut counter)[0], Err(Unanswered::Resting(_))));
+    drop(asker);
+    let known = open().ask(&["my card was stolen"], &mut counter)[0].clone().unwrap();
+    assert!(known.recorded && known.cost == Some(0.0), "{known:?}");
 }

@@ -22,7 +22,7 @@ use serde_json::{Map, Value};
 pub use self::card::Card;
 pub use self::gate::{Accuracy, Flip, Gate, MostFlips};
 use self::merged::Merged;
-use crate::manifest::Manifest;
+use crate::manifest::{CascadeRecord, Manifest};
 use crate::plan::Method;
 use crate::router::{Router, read_model};
 use crate::run::{MANIFEST, RunFolder, from_peft};
@@ -142,9 +142,10 @@ impl Export {
                 store::write_atomically(folder.join(GGUF_LORA), &adapter.to_bytes())?;
             }
             Target::Peft => {
-                let files = run.manifest.files.keys().map(String::as_str);
-                for name in files.chain([MANIFEST]) {
-                    let (from, to) = (run.path.join(name), folder.join(name));
+                let prompt = run.manifest.cascade.as_ref().and_then(CascadeRecord::prompt_file);
+                let files = run.manifest.files.keys().cloned().chain(prompt).chain([MANIFEST.to_owned()]);
+                for name in files {
+                    let (from, to) = (run.path.join(&name), folder.join(&name));
                     std::fs::copy(&from, &to).map_err(|source| Error::Io {
                         path: from,
                         action: "copied",

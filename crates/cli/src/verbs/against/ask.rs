@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use fewshot::{
-    AskOptions, Backoff, BreakEven, Client, Ending, Endpoint, Header, LabelReader, Observer, Price, Prices,
-    PromptOptions, Prompts, Recording, Summary, TokenCounter, ask_all,
+    AskOptions, Backoff, BreakEven, Client, Ending, Endpoint, Header, KeptPrompt, LabelReader, Observer,
+    Price, Prices, PromptOptions, Prompts, Recording, Summary, TokenCounter, ask_all,
 };
 use indicatif::ProgressBar;
 use routing::report::{Cost, Fact, Judged, Latency, ModelSection, Prediction, Seconds, usd};
@@ -125,6 +125,8 @@ fn ask_one(
         judged: Judged { section, rows: predictions },
         seconds,
         header,
+        key_variable: endpoint.key_variable().map(str::to_owned),
+        prompt: KeptPrompt::of(&prompts, recording.features().unwrap_or_default()),
         summary,
         recording: recording.path().to_owned(),
         break_even,

@@ -5,7 +5,7 @@ mod ask;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use fewshot::{BreakEven, Choice, Hardware, Header, Prices, PromptOptions, Summary, Template};
+use fewshot::{BreakEven, Choice, Hardware, Header, KeptPrompt, Prices, PromptOptions, Summary, Template};
 use routing::Example;
 use routing::compare::Comparison;
 use routing::report::{Judged, usd};
@@ -162,6 +162,10 @@ pub(crate) struct Competitor {
     pub(crate) seconds: Vec<f64>,
     /// What was asked of whom.
     pub(crate) header: Header,
+    /// The variable of its key, where it is not the usual one.
+    pub(crate) key_variable: Option<String>,
+    /// What makes its prompts again.
+    pub(crate) prompt: KeptPrompt,
     summary: Summary,
     recording: PathBuf,
     break_even: Option<BreakEven>,

@@ -191,16 +191,21 @@ fn keep_cascade(
     let record = CascadeRecord {
         model: first.header.model.clone(),
         endpoint: first.header.endpoint.clone(),
+        key_variable: first.key_variable.clone(),
         shots: first.header.shots.clone(),
         prompt: first.header.prompt.clone(),
+        prompt_file: None,
         data: data.sha256.clone(),
         goal: cascade.goal,
         point: *cascade.point(),
     };
-    record.save(&args.model).with_context(|| format!("the cascade with {name} could not be kept"))?;
+    let prompt = serde_json::to_vec_pretty(&first.prompt)?;
+    record
+        .save(&args.model, &prompt)
+        .with_context(|| format!("the cascade with {name} could not be kept"))?;
     let point = cascade.point();
     say!(
-        "kept in the run: {name} is asked below {:.3}, {:.1}% of these queries",
+        "kept in the run: {name} is asked below {:.3}, {:.1}% of these queries, by `route --ask`",
         point.threshold,
         100.0 * point.share
     );
