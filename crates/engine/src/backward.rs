@@ -1,7 +1,7 @@
 //! Loss and gradients of one token tree.
 
 use formats::{ModelConfig, Part};
-use kernels::{Backend, Direction, Linear, Output, PassSpec};
+use kernels::{Backend, Direction, GatedLayer, Linear, Output, PassSpec};
 
 use crate::block::{Block, Saved};
 use crate::classifier::Classifier;
@@ -25,7 +25,6 @@ pub(crate) struct Tape<B: Backend> {
     inputs: Vec<B::Wide>,
     losses: B::Wide,
     d_x: B::Wide,
-    d_chosen_x: B::Wide,
     d_h: B::Wide,
     d_y: B::Narrow,
     d_attention: B::Narrow,
@@ -53,7 +52,6 @@ impl<B: Backend> Tape<B> {
             inputs: (0..inputs).map(|_| wide(width)).collect(),
             losses: wide(1),
             d_x: wide(width),
-            d_chosen_x: wide(width),
             d_h: wide(width),
             d_y: narrow(width),
             d_attention: narrow(block.out.inputs),
@@ -82,7 +80,7 @@ impl<B: Backend> Tape<B> {
         // The stream's and the tape's own.
         let mid = mids.into_iter().max().unwrap_or(0);
         let narrow = 3 * width + down + 2 * attention + qkv + 4 * mid;
-        blocks + narrow_size * narrow + size_of::<f32>() * (5 * width + 2)
+        blocks + narrow_size * narrow + size_of::<f32>() * (4 * width + 2)
     }
 
     /// Rows that fit.
@@ -161,7 +159,7 @@ impl<B: Backend> Model<B> {
     /// The loss over the vocabulary, and the gradient of the last block's output on the chosen rows.
     fn head_backward(&self, gradients: &mut B::Wide, tape: &mut Tape<B>, pass: &B::Pass) {
         let (ops, width, rows) = (&self.backend, self.config.hidden_size, self.backend.chosen(pass));
-        let Tape { stream, losses, d_h, d_y, d_chosen_x, .. } = tape;
+        let Tape { stream, losses, d_h, d_y, .. } = tape;
         match &self.weights {
             None => ops.cross_entropy(losses, d_h, &stream.h, self.head(), pass),
             Some(weights) => {
@@ -170,6 +168,8 @@ impl<B: Backend> Model<B> {
                 self.norm_parameters(gradients, d_h, &stream.unit, weights.norm, rows);
             }
         }
+        // The stream itself is over: its gradient takes its place.
+        let d_chosen_x = &mut stream.chosen_x;
         ops.clear(d_chosen_x, rows * width);
         ops.norm_backward_rounded(d_y, d_chosen_x, d_h, &stream.unit, &stream.rstd, &self.norm, rows);
     }
@@ -192,19 +192,19 @@ impl<B: Backend> Model<B> {
     }
 
     /// Turns the gradient of a block's output into that of its input, in `d_x` (of the last block of a decoder from
-    /// `d_chosen_x`), and adds the parameters' to `gradients`. Where norms stand before the sums, `d_y` holds that
+    /// `stream.chosen_x`), and adds the parameters' to `gradients`. Where norms stand before the sums, `d_y` holds that
     /// gradient rounded, before and after.
     fn block_backward(&self, gradients: &mut B::Wide, tape: &mut Tape<B>, index: usize, pass: &B::Pass) {
         let (ops, block, shape) = (&self.backend, &self.blocks[index], &self.attention_shape(index));
         let (all, width, post) = (ops.rows(pass), self.config.hidden_size, self.post_norm());
         let places = self.weights.as_ref().map(|weights| &weights.blocks[index]);
-        let Tape { stream, saved, d_x, d_chosen_x, d_h, d_y, d_qkv, d_mid, .. } = tape;
+        let Tape { stream, saved, d_x, d_h, d_y, d_qkv, d_mid, .. } = tape;
         let (before, saved) = saved.split_at_mut(if tape.inputs.is_empty() { index } else { 0 });
         let [down_mid, up_mid, out_mid, qkv_mid] = d_mid;
         let (d_attention, saved) = (&mut tape.d_attention, &mut saved[0]);
         // The last block of a decoder ran its feed-forward on the chosen rows only.
         let narrows = self.narrows(index);
-        let (d_out, rows) = if narrows { (&mut *d_chosen_x, ops.chosen(pass)) } else { (&mut *d_x, all) };
+        let (d_out, rows) = if narrows { (&mut stream.chosen_x, ops.chosen(pass)) } else { (&mut *d_x, all) };
 
         if post {
             // From here on `d_h` is the gradient of the second sum.
@@ -215,22 +215,41 @@ impl<B: Backend> Model<B> {
             }
             ops.round(d_y, d_h, rows * width);
         }
-        // From here on `act` and `up` are gradients; `act` becomes itself again, as the adapter's gradient wants it.
-        let (act, d_up, feed_forward) = (&mut stream.act, &mut saved.up, block.down.inputs);
-        ops.linear_backward(Output::Narrow(act), down_mid, d_y, &block.down, rows);
-        match self.feed_forward() {
-            FeedForward::Gated(gate) => ops.gated_backward(act, d_up, gate, rows, feed_forward),
-            FeedForward::Plain(f) => ops.activation_backward(act, d_up, f, rows, feed_forward),
-        }
-        let d_up = &saved.up;
-        let x = Inputs { x: &stream.act, mid: &saved.down_mid };
-        self.linear_parameters(gradients, x, d_y, down_mid, &block.down, places.map(|p| p.down), rows);
-        ops.linear_backward(into(d_h, post), up_mid, d_up, &block.up, rows);
-        // What the product read: the norm before it.
+        // What the feed-forward layer read: the norm before it.
         let (unit, norm) = if post { (&saved.unit1, &block.norm1) } else { (&saved.unit2, &block.norm2) };
         ops.norm_again(&mut stream.h, unit, norm, rows);
-        let x = Inputs { x: &stream.h, mid: &saved.up_mid };
-        self.linear_parameters(gradients, x, d_up, up_mid, &block.up, places.map(|p| p.up), rows);
+        // From here on `act` and `up` are gradients.
+        let (act, h, d_up) = (&mut stream.act, &stream.h, &mut saved.up);
+        match (self.feed_forward(), places) {
+            (FeedForward::Gated(gate), None) => {
+                let layer = GatedLayer { up: &block.up, down: &block.down, gate };
+                let (d_mids, mids) = ([&mut *up_mid, &mut *down_mid], [&saved.up_mid, &saved.down_mid]);
+                let d_h = into(d_h, post);
+                ops.feed_forward_backward(gradients, d_h, d_mids, act, d_up, mids, h, d_y, &layer, rows);
+            }
+            (kind, _) => {
+                let width = block.down.inputs;
+                ops.linear_backward(Output::Narrow(act), down_mid, d_y, &block.down, rows);
+                // `act` becomes itself again, as the parameters' gradient wants it.
+                match kind {
+                    FeedForward::Gated(gate) => ops.gated_backward(act, d_up, gate, rows, width),
+                    FeedForward::Plain(f) => ops.activation_backward(act, d_up, f, rows, width),
+                }
+                let x = Inputs { x: act, mid: &saved.down_mid };
+                self.linear_parameters(
+                    gradients,
+                    x,
+                    d_y,
+                    down_mid,
+                    &block.down,
+                    places.map(|p| p.down),
+                    rows,
+                );
+                ops.linear_backward(into(d_h, post), up_mid, d_up, &block.up, rows);
+                let x = Inputs { x: h, mid: &saved.up_mid };
+                self.linear_parameters(gradients, x, d_up, up_mid, &block.up, places.map(|p| p.up), rows);
+            }
+        }
         if let Some(places) = places {
             let place = if post { places.norm1 } else { places.norm2 };
             self.norm_parameters(gradients, d_h, unit, place, rows);
@@ -250,7 +269,7 @@ impl<B: Backend> Model<B> {
             let x = Inputs { x: &stream.chosen_attention, mid: &saved.out_mid };
             self.linear_parameters(gradients, x, d_y, out_mid, &block.out, place, rows);
             ops.spread_narrow(d_attention, d_chosen, pass, block.out.inputs);
-            ops.spread(d_x, d_chosen_x, pass, width);
+            ops.spread(d_x, &stream.chosen_x, pass, width);
         } else {
             ops.linear_backward(Output::Narrow(d_attention), out_mid, d_y, &block.out, rows);
             let x = Inputs { x: &saved.attention, mid: &saved.out_mid };

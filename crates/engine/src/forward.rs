@@ -1,6 +1,6 @@
 //! The forward pass over a token tree.
 
-use kernels::{Backend, Direction, Norm, Output};
+use kernels::{Backend, Direction, GatedLayer, Norm, Output};
 
 use crate::block::Saved;
 use crate::model::{FeedForward, Model};
@@ -15,8 +15,8 @@ pub(crate) struct Stream<B: Backend> {
     pub(crate) act: B::Narrow,
     /// The last block's attention output on the chosen rows `(L, H D)`.
     pub(crate) chosen_attention: B::Narrow,
-    /// The residual stream of the chosen rows `(L, C)`, after the last block's attention.
-    chosen_x: B::Wide,
+    /// The residual stream of the chosen rows `(L, C)`, after the last block's attention; then its gradient.
+    pub(crate) chosen_x: B::Wide,
     /// Of the norm outside the blocks: the embeddings' on all rows, or the final one on the chosen rows.
     pub(crate) unit: B::Narrow,
     pub(crate) rstd: B::Wide,
@@ -121,13 +121,19 @@ impl<B: Backend> Model<B> {
         } else {
             ops.norm(&mut stream.h, &mut saved.unit2, &mut saved.rstd2, x, &block.norm2, rows);
         }
-        ops.linear(Output::Narrow(&mut saved.up), &mut saved.up_mid, &stream.h, &block.up, rows);
-        let (act, width) = (&mut stream.act, block.down.inputs);
+        let (act, h, y) = (&mut stream.act, &stream.h, Output::Add(x));
+        let (up, [up_mid, down_mid]) = (&mut saved.up, [&mut saved.up_mid, &mut saved.down_mid]);
         match self.feed_forward() {
-            FeedForward::Gated(gate) => ops.gated(act, &saved.up, gate, rows, width),
-            FeedForward::Plain(activation) => ops.activation(act, &saved.up, activation, rows, width),
+            FeedForward::Gated(gate) => {
+                let layer = GatedLayer { up: &block.up, down: &block.down, gate };
+                ops.feed_forward(y, act, up, [up_mid, down_mid], h, &layer, rows);
+            }
+            FeedForward::Plain(activation) => {
+                ops.linear(Output::Narrow(up), up_mid, h, &block.up, rows);
+                ops.activation(act, up, activation, rows, block.down.inputs);
+                ops.linear(y, down_mid, act, &block.down, rows);
+            }
         }
-        ops.linear(Output::Add(x), &mut saved.down_mid, act, &block.down, rows);
         if self.post_norm() {
             self.norm_stream(x, &mut stream.h, &mut saved.unit2, &mut saved.rstd2, &block.norm2, rows);
         }

@@ -1,8 +1,8 @@
 //! The list of ops that a device offers to the engine.
 
 use crate::{
-    Activation, AdamW, AttentionShape, BlockFormat, Direction, Encoding, Gate, Images, KvColumns, Linear,
-    Norm, TreeLayout,
+    Activation, AdamW, AttentionShape, BlockFormat, Direction, Encoding, Gate, GatedLayer, Images, KvColumns,
+    Linear, Norm, TreeLayout, feed_forward,
 };
 
 /// Where a product goes.
@@ -292,6 +292,39 @@ pub trait Backend: Sized + Send + Sync + 'static {
         rows: usize,
         width: usize,
     );
+
+    /// A feed-forward layer with a gate: `up` and `mids[0]` from `h`, `act` from `up`, `y` and `mids[1]` from `act`.
+    /// `up` is what [`Backend::feed_forward_backward`] of as many rows wants, and may lack LoRA's share.
+    /// Shapes: `act` `(T, F)`, `up` `(T, 2 F)`, `h`, `y` `(T, C)`, `mids` as in [`Backend::linear`].
+    fn feed_forward(
+        &self,
+        y: Output<'_, Self>,
+        act: &mut Self::Narrow,
+        up: &mut Self::Narrow,
+        mids: [&mut Self::Narrow; 2],
+        h: &Self::Narrow,
+        layer: &GatedLayer<'_, Self>,
+        rows: usize,
+    ) {
+        feed_forward::forward(self, y, act, up, mids, h, layer, rows);
+    }
+    /// The input gradient of a feed-forward layer and, in `gradients`, those of LoRA's matrices. `up` becomes its
+    /// gradient; `act` is room for something. Shapes as in [`Backend::feed_forward`].
+    fn feed_forward_backward(
+        &self,
+        gradients: &mut Self::Wide,
+        d_h: Output<'_, Self>,
+        d_mids: [&mut Self::Narrow; 2],
+        act: &mut Self::Narrow,
+        up: &mut Self::Narrow,
+        mids: [&Self::Narrow; 2],
+        h: &Self::Narrow,
+        d_y: &Self::Narrow,
+        layer: &GatedLayer<'_, Self>,
+        rows: usize,
+    ) {
+        feed_forward::backward(self, gradients, d_h, d_mids, act, up, mids, h, d_y, layer, rows);
+    }
 
     /// `act = f(up)`. Shapes: `act`, `up` `(T, F)`.
     fn activation(

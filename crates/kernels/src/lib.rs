@@ -21,6 +21,7 @@ pub mod cross_entropy;
 pub mod cuda;
 pub mod element;
 pub mod embed;
+pub mod feed_forward;
 pub mod gated;
 mod host_sum;
 pub mod isa;
@@ -40,6 +41,7 @@ pub use cpu::{Cpu, Pass as CpuPass};
 #[cfg(feature = "cuda")]
 pub use cuda::{Cuda, CudaError};
 pub use element::Element;
+pub use feed_forward::GatedLayer;
 pub use gated::Gate;
 pub use half::bf16;
 pub use host_sum::HostSum;

@@ -13,8 +13,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use common::{Random, assert_close};
 use half::f16;
 use kernels::{
-    Activation, AdamW, AttentionShape, Backend, BlockFormat, Cpu, Cuda, Direction, Encoding, Gate, Linear,
-    Mask, Norm, Output, PassSpec, Segment, Slot, TreeLayout, bf16,
+    Activation, AdamW, AttentionShape, Backend, BlockFormat, Cpu, Cuda, Direction, Encoding, Gate,
+    GatedLayer, Linear, Mask, Norm, Output, PassSpec, Segment, Slot, TreeLayout, bf16,
 };
 
 /// Two roundings to bf16, and the sums' own.
@@ -474,7 +474,8 @@ fn attention<B: Backend>(ops: &B, tree: &TreeLayout, shape: &AttentionShape) -> 
         ops.attention(&mut out, &mut lse, &qkv, &qkv, shape.columns_in_qkv(), &pass, shape);
     }
     let mut results = vec![
-        ("out", read_narrow(ops, &out, rows * shape.q_width()), NARROW),
+        // Weights are rounded, and a row of few keys is larger than the typical one of many.
+        ("out", read_narrow(ops, &out, rows * shape.q_width()), 2.0 * NARROW),
         ("lse", read(ops, &lse, rows * shape.heads), WIDE),
     ];
     if !cached {
@@ -566,6 +567,77 @@ fn gates<B: Backend>(ops: &B, rows: usize, width: usize) -> Results {
 fn gates_and_activations() {
     for (rows, width) in [(3, 7), (9, 64), (70, 1536)] {
         compare!(format!("({rows}, {width})"), |ops| gates(ops, rows, width));
+    }
+}
+
+/// A feed-forward layer with LoRA of rank 16, forward and backward.
+fn feed_forward<B: Backend>(ops: &B, rows: usize, outputs: usize, width: usize, post: bool) -> Results {
+    let mut random = Random(13);
+    let up = Layer::new(outputs, 2 * width, &[(0, width, 16), (width, width, 16)]);
+    let down = Layer::new(width, outputs, &[(0, outputs, 16)]);
+    let (up_len, len) = (up.parameters(), up.parameters() + down.parameters());
+    // As small as in a model, so that the gate is neither open nor shut.
+    let mut some = |len: usize| values(&mut random, len).into_iter().map(|v| v / 8.0).collect::<Vec<_>>();
+    let parameters = wide(ops, len, &some(len));
+    let mut linear = |layer: &Layer, at: usize| {
+        let (inputs, outputs) = (layer.inputs, layer.outputs);
+        let moved = |slot: &Slot| Slot { a: slot.a + at, b: slot.b + at, ..slot.clone() };
+        let slots = layer.slots.iter().map(moved).collect();
+        let matrix = matrix(ops, outputs, inputs, &some(outputs * inputs));
+        let mut linear = Linear::<B> { matrix, bias: None, inputs, outputs, slots, adapter: None };
+        ops.refresh(&mut linear, &parameters);
+        linear
+    };
+    let (up, down) = (linear(&up, 0), linear(&down, up_len));
+    let layer = GatedLayer { up: &up, down: &down, gate: Gate::Silu };
+    let mut random = Random(14);
+    let mut some = |len: usize| values(&mut random, len);
+    let h = narrow(ops, rows * outputs, &some(rows * outputs));
+    let d_y = narrow(ops, rows * outputs, &some(rows * outputs));
+    let (mut y, mut d_h) = (wide(ops, rows * outputs, &some(rows * outputs)), ops.wide(rows * outputs));
+    let (mut act, mut gate_up) = (ops.narrow(rows * width), ops.narrow(rows * 2 * width));
+    let (mut up_mid, mut down_mid) = (ops.narrow(rows * 32), ops.narrow(rows * 16));
+    let (mut d_up_mid, mut d_down_mid) = (ops.narrow(rows * 32), ops.narrow(rows * 16));
+    let mids = [&mut up_mid, &mut down_mid];
+    ops.feed_forward(Output::Add(&mut y), &mut act, &mut gate_up, mids, &h, &layer, rows);
+    let act_after = read_narrow(ops, &act, rows * width);
+    let mut gradients = wide(ops, len, &some(len));
+    let out = if post { Output::Add(&mut d_h) } else { Output::Wide(&mut d_h) };
+    ops.feed_forward_backward(
+        &mut gradients,
+        out,
+        [&mut d_up_mid, &mut d_down_mid],
+        &mut act,
+        &mut gate_up,
+        [&up_mid, &down_mid],
+        &h,
+        &d_y,
+        &layer,
+        rows,
+    );
+    vec![
+        ("y", read(ops, &y, rows * outputs), 2.0 * NARROW),
+        ("act", act_after, 4.0 * NARROW),
+        ("up_mid", read_narrow(ops, &up_mid, rows * 32), NARROW),
+        ("down_mid", read_narrow(ops, &down_mid, rows * 16), 2.0 * NARROW),
+        ("d_up", read_narrow(ops, &gate_up, rows * 2 * width), 4.0 * NARROW),
+        ("d_h", read(ops, &d_h, rows * outputs), 2.0 * NARROW),
+        ("d_up_mid", read_narrow(ops, &d_up_mid, rows * 32), 2.0 * NARROW),
+        ("d_down_mid", read_narrow(ops, &d_down_mid, rows * 16), NARROW),
+        // Those of A behind a long sum of rounded slopes are larger than the typical one.
+        ("gradients", read(ops, &gradients, len), 4.0 * NARROW),
+    ]
+}
+
+#[test]
+fn feed_forward_layers_with_lora() {
+    // The last ones are joined with LoRA's products, the first has columns that are not.
+    for (rows, outputs, width) in [(40, 64, 96), (512, 64, 256), (1040, 128, 1536), (2304, 64, 512)] {
+        for post in [false, true] {
+            compare!(format!("{rows} rows, width {width}, {post}"), |ops| feed_forward(
+                ops, rows, outputs, width, post
+            ));
+        }
     }
 }
 

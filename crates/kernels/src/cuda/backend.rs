@@ -13,8 +13,8 @@ use super::record::Recording;
 use super::scratch::Kind;
 use super::{Cuda, args};
 use crate::{
-    Activation, AdamW, AttentionShape, Backend, BlockFormat, Direction, Encoding, Gate, KvColumns, Linear,
-    Norm, Output, PassSpec, bf16,
+    Activation, AdamW, AttentionShape, Backend, BlockFormat, Direction, Encoding, Gate, GatedLayer,
+    KvColumns, Linear, Norm, Output, PassSpec, bf16, feed_forward,
 };
 
 type Wide = Values<f32>;
@@ -389,6 +389,42 @@ impl Backend for Cuda {
         // SAFETY: the lengths were checked.
         unsafe {
             self.each([&[], &[act, gate_up]], "gated_backward", len, args![act, gate_up, rows, width]);
+        }
+    }
+
+    fn feed_forward(
+        &self,
+        y: Output<'_, Self>,
+        act: &mut Narrow,
+        up: &mut Narrow,
+        mids: [&mut Narrow; 2],
+        h: &Narrow,
+        layer: &GatedLayer<'_, Self>,
+        rows: usize,
+    ) {
+        if self.joins_gate(layer, rows) {
+            self.joined_forward(y, act, up, mids, h, layer, rows);
+        } else {
+            feed_forward::forward(self, y, act, up, mids, h, layer, rows);
+        }
+    }
+    fn feed_forward_backward(
+        &self,
+        gradients: &mut Wide,
+        d_h: Output<'_, Self>,
+        d_mids: [&mut Narrow; 2],
+        act: &mut Narrow,
+        up: &mut Narrow,
+        mids: [&Narrow; 2],
+        h: &Narrow,
+        d_y: &Narrow,
+        layer: &GatedLayer<'_, Self>,
+        rows: usize,
+    ) {
+        if self.joins_gate(layer, rows) {
+            self.joined_backward(gradients, d_h, d_mids, act, up, mids, h, d_y, layer, rows);
+        } else {
+            feed_forward::backward(self, gradients, d_h, d_mids, act, up, mids, h, d_y, layer, rows);
         }
     }
 

@@ -65,9 +65,9 @@ impl Matrix {
 #[derive(Debug)]
 pub struct Adapter {
     /// All slots' A stacked: `(sum of R, I)`.
-    a: Values<bf16>,
+    pub(super) a: Values<bf16>,
     /// Each slot's B in its rows and columns, zeros elsewhere: `(O, sum of R)`.
-    b: Values<bf16>,
+    pub(super) b: Values<bf16>,
     /// Five words a slot.
     slots: Memory,
     /// What the words say.
@@ -75,10 +75,10 @@ pub struct Adapter {
 }
 
 /// The adapter, `sum of R` and scale of a layer that has slots.
-struct Lora<'a> {
-    adapter: &'a Adapter,
+pub(super) struct Lora<'a> {
+    pub(super) adapter: &'a Adapter,
     width: usize,
-    scale: f32,
+    pub(super) scale: f32,
 }
 
 impl Cuda {
@@ -248,7 +248,7 @@ impl Cuda {
         Adapter { a, b, slots: memory, laid_out: slots.to_vec() }
     }
 
-    fn lora(linear: &Linear<Self>) -> Option<Lora<'_>> {
+    pub(super) fn lora(linear: &Linear<Self>) -> Option<Lora<'_>> {
         let first = linear.slots.first()?;
         let alike = |slot: &Slot| slot.scale.to_bits() == first.scale.to_bits();
         assert!(linear.slots.iter().all(alike), "slots of a layer share their scale");
@@ -272,7 +272,7 @@ impl Cuda {
         merged
     }
 
-    fn place(output: Output<'_, Self>, rows: usize, width: usize) -> Place {
+    pub(super) fn place(output: Output<'_, Self>, rows: usize, width: usize) -> Place {
         let (address, wide, add) = match output {
             Output::Narrow(to) => (to.first(rows * width), false, false),
             Output::Wide(to) => (to.first(rows * width), true, false),
@@ -383,37 +383,61 @@ impl Cuda {
         linear: &Linear<Self>,
         rows: usize,
     ) {
-        let (inputs, outputs, width) = (linear.inputs, linear.outputs, linear.mid_width());
-        if rows == 0 || width == 0 {
+        if rows == 0 || linear.slots.is_empty() {
             return;
         }
         let reads = [x, mid, d_y, d_mid].map(|values| values.first(0));
         self.side.run(Lane::Gradients, &reads, &[gradients.first(0)], || {
-            let column =
-                |values: &Values<bf16>, stride: usize, at: usize| values.first(rows * stride) + 2 * at as u64;
-            let mut first = 0;
-            // A matrices that lie in a row are one.
-            for run in linear.slots.chunk_by(|one, next| next.a == one.a + one.rank * inputs) {
-                let rank: usize = run.iter().map(|slot| slot.rank).sum();
-                let address = gradients.at(run[0].a, rank * inputs);
-                let place = Place { address, stride: inputs, wide: true, add: true };
-                let d_mid = Operand::transposed(column(d_mid, width, first), width);
-                let x = Operand::plain(x.first(rows * inputs), inputs);
-                // SAFETY: the shapes are those of the layer, the buffers long enough.
-                unsafe { self.products.run(Lane::Gradients, place, d_mid, x, [rank, inputs, rows], 1.0) }
-                first += rank;
-            }
-            let mut first = 0;
-            for slot in &linear.slots {
-                let (begin, count) = (slot.rows.start, slot.rows.len());
-                let address = gradients.at(slot.b, count * slot.rank);
-                let place = Place { address, stride: slot.rank, wide: true, add: true };
-                let d_y = Operand::transposed(column(d_y, outputs, begin), outputs);
-                let mid = Operand::plain(column(mid, width, first), width);
-                // SAFETY: as above.
-                unsafe { self.products.run(Lane::Gradients, place, d_y, mid, [count, slot.rank, rows], 1.0) }
-                first += slot.rank;
-            }
+            self.a_gradients(gradients, [x, d_mid], linear, rows);
+            self.b_gradients(gradients, [mid, d_y], linear, rows);
         });
     }
+
+    /// Adds `d_mid^T x` to the gradients of A, on the stream of gradients.
+    pub(super) fn a_gradients(
+        &self,
+        gradients: &Values<f32>,
+        [x, d_mid]: [&Values<bf16>; 2],
+        linear: &Linear<Self>,
+        rows: usize,
+    ) {
+        let (inputs, width, mut first) = (linear.inputs, linear.mid_width(), 0);
+        // A matrices that lie in a row are one.
+        for run in linear.slots.chunk_by(|one, next| next.a == one.a + one.rank * inputs) {
+            let rank: usize = run.iter().map(|slot| slot.rank).sum();
+            let address = gradients.at(run[0].a, rank * inputs);
+            let place = Place { address, stride: inputs, wide: true, add: true };
+            let d_mid = Operand::transposed(column(d_mid, rows, width, first), width);
+            let x = Operand::plain(x.first(rows * inputs), inputs);
+            // SAFETY: the shapes are those of the layer, the buffers long enough.
+            unsafe { self.products.run(Lane::Gradients, place, d_mid, x, [rank, inputs, rows], 1.0) }
+            first += rank;
+        }
+    }
+
+    /// Adds `d_y^T mid` to the gradients of B, on the stream of gradients.
+    pub(super) fn b_gradients(
+        &self,
+        gradients: &Values<f32>,
+        [mid, d_y]: [&Values<bf16>; 2],
+        linear: &Linear<Self>,
+        rows: usize,
+    ) {
+        let (outputs, width, mut first) = (linear.outputs, linear.mid_width(), 0);
+        for slot in &linear.slots {
+            let (begin, count) = (slot.rows.start, slot.rows.len());
+            let address = gradients.at(slot.b, count * slot.rank);
+            let place = Place { address, stride: slot.rank, wide: true, add: true };
+            let d_y = Operand::transposed(column(d_y, rows, outputs, begin), outputs);
+            let mid = Operand::plain(column(mid, rows, width, first), width);
+            // SAFETY: the shapes are those of the layer, the buffers long enough.
+            unsafe { self.products.run(Lane::Gradients, place, d_y, mid, [count, slot.rank, rows], 1.0) }
+            first += slot.rank;
+        }
+    }
+}
+
+/// Where column `at` of rows of `stride` values begins.
+fn column(values: &Values<bf16>, rows: usize, stride: usize, at: usize) -> u64 {
+    values.first(rows * stride) + 2 * at as u64
 }

@@ -12,6 +12,7 @@ mod attention;
 mod backend;
 mod device;
 mod error;
+mod gates;
 mod library;
 mod linear;
 mod loss;
@@ -83,6 +84,12 @@ const PROGRAMS: [(&str, &str, &[&str]); 4] = [
     ("loss", include_str!("source/loss.cu"), &["cross_entropy", "log_sum_exp", "pick"]),
     ("blocks", include_str!("source/blocks.cu"), &["expand"]),
 ];
+/// The program of devices that compute in bf16.
+const GATES: (&str, &str, &[&str]) = (
+    "gates",
+    include_str!("source/gates.cu"),
+    &["gated_with_lora", "gated_with_lora_backward", "sum_lora_parts", "sum_mid_parts"],
+);
 
 /// An NVIDIA GPU.
 #[derive(Debug)]
@@ -135,7 +142,8 @@ impl Cuda {
                 let (device, cache) = (&device, cache.as_deref());
                 scope.spawn(move || Program::load(device, cache, name, source, &[], kernels))
             };
-            let threads = PROGRAMS.map(load);
+            let programs = PROGRAMS.into_iter().chain((!f16).then_some(GATES));
+            let threads: Vec<_> = programs.map(load).collect();
             threads
                 .into_iter()
                 .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -164,7 +172,7 @@ impl Cuda {
         self.device.wait();
     }
 
-    /// Starts a kernel of [`PROGRAMS`] without shared memory, after everything before it.
+    /// Starts a kernel of the programs without shared memory, after everything before it.
     ///
     /// # Safety
     /// As [`Device::launch`].

@@ -60,7 +60,7 @@ impl Pass {
             |old| (old.memory, old.plan, old.words),
         );
         let (rows, chosen) = (bucket(spec.tokens.len()), bucket(spec.chosen.len()));
-        plan.fill(spec.layout, rows, bucket);
+        plan.fill(spec.layout, rows);
         let mut inverse = vec![u32::MAX; rows];
         for (place, &row) in spec.chosen.iter().enumerate() {
             inverse[row as usize] = place as u32;

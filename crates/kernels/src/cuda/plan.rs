@@ -74,8 +74,10 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Makes the lists for `rows` rows, of which the first belong to `layout`; `bucket` rounds a length up.
-    pub(super) fn fill(&mut self, layout: &TreeLayout, rows: usize, bucket: impl Fn(usize) -> usize) {
+    /// Makes the lists for `rows` rows, of which the first belong to `layout`. What is idle in a list costs next to
+    /// nothing, while few lengths let recorded passes be replayed.
+    pub(super) fn fill(&mut self, layout: &TreeLayout, rows: usize) {
+        let bucket = |len: usize| len.next_multiple_of((len.next_power_of_two() / 4).max(8));
         let segments = &layout.segments;
         let mut starts = vec![0; segments.len()];
         for (index, segment) in segments.iter().enumerate() {
@@ -288,10 +290,6 @@ mod tests {
         pairs
     }
 
-    fn bucket(len: usize) -> usize {
-        len.next_multiple_of(8)
-    }
-
     fn parts() -> impl Strategy<Value = Vec<(usize, u32, bool)>> {
         prop::collection::vec((0usize..9, prop_oneof![1u32..40, 60u32..200], any::<bool>()), 1..9)
     }
@@ -304,7 +302,7 @@ mod tests {
             let layout = tree(&parts);
             let rows = layout.rows() + idle;
             let mut plan = Plan::default();
-            plan.fill(&layout, rows, bucket);
+            plan.fill(&layout, rows);
             let (mut covered, mut pairs) = (Vec::new(), Vec::new());
             for item in items(&plan.queries) {
                 let [row, tokens, place, total, first, count, ..] = item;
@@ -334,7 +332,7 @@ mod tests {
             let layout = tree(&live);
             let rows = layout.rows() + idle;
             let mut plan = Plan::default();
-            plan.fill(&layout, rows, bucket);
+            plan.fill(&layout, rows);
             let (mut pairs, mut written) = (Vec::new(), Vec::new());
             let mut parts = BTreeMap::new();
             for item in items(&plan.keys) {
@@ -375,7 +373,7 @@ mod tests {
         let parts: Vec<_> =
             std::iter::once((0, 46, false)).chain(std::iter::repeat_n((1, 24, false), 256)).collect();
         let mut plan = Plan::default();
-        plan.fill(&tree(&parts), 46 + 256 * 24, bucket);
+        plan.fill(&tree(&parts), 46 + 256 * 24);
         let cut = items(&plan.sums).iter().filter(|item| item[1] > 0).count();
         assert_eq!(cut, 1, "only the root is seen by many rows");
         assert!(plan.parts >= 16, "{} parts", plan.parts);
@@ -384,7 +382,7 @@ mod tests {
     #[test]
     fn cached_segments_have_no_backward_pass() {
         let mut plan = Plan::default();
-        plan.fill(&tree(&[(0, 30, true), (1, 5, false)]), 5, bucket);
+        plan.fill(&tree(&[(0, 30, true), (1, 5, false)]), 5);
         assert!(plan.keys.is_empty() && plan.row_ranges.is_empty() && plan.sums.is_empty());
         assert_eq!(plan.kv_rows, [30, 31, 32, 33, 34]);
     }

@@ -10,7 +10,7 @@ use super::device::{Device, Memory};
 pub(super) enum Kind {
     /// A matrix of few bits, expanded.
     Expanded,
-    /// Logits, then their gradients.
+    /// Logits, then their gradients; after them, what gates leave to be added up.
     Logits,
     /// The log-sum-exp of each row of logits.
     LogSums,
