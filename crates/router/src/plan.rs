@@ -30,6 +30,11 @@ impl Method {
         matches!(self, Self::Lora | Self::Qlora)
     }
 
+    /// Whether every example is read once, and not in passes over the data.
+    pub fn reads_once(self) -> bool {
+        matches!(self, Self::Head | Self::Linear)
+    }
+
     /// `lora` and so on.
     pub fn name(self) -> &'static str {
         match self {

@@ -163,7 +163,7 @@ fn own_model(rows: &[(String, String)], labels: &[String], rng: &mut ChaCha8Rng)
         row.set_aside("oos");
     }
     let seconds = Seconds { train: Some(1380.0), evaluate: Some(28.5) };
-    let mut section = ModelSection::new("smollm2-135m, lora", labels, &answers, seconds)
+    let mut section = ModelSection::new("smollm2-135m (lora)", labels, &answers, seconds)
         .with_thresholds(thresholds, &answers)
         .with_scope("oos", rule.as_ref(), &answers);
     section.calibration =

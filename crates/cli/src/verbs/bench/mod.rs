@@ -1,5 +1,6 @@
 //! `frontdesk bench`: the measured speed of training and routing on this machine.
 
+mod head;
 mod labels;
 mod scaling;
 mod synthetic;
@@ -10,7 +11,8 @@ use std::time::Instant;
 use clap::ValueEnum;
 use formats::{BaseModel, ModelConfig};
 use kernels::Backend;
-use router::{Method, Observer, Plan, Query, StepReport, TrainData, peak_memory};
+use router::{Method, Observer, Plan, Query, Recipe, StepReport, TrainData, peak_memory};
+use routing::ReadOptions;
 use serde_json::json;
 
 use crate::Done;
@@ -19,6 +21,8 @@ use crate::recipe::RecipeArgs;
 use crate::terminal::Output;
 use crate::values;
 use crate::verbs::{FieldArgs, base_path, open_router};
+
+pub(crate) use head::head_speed;
 
 /// Flags of `bench`.
 #[derive(Debug, clap::Args)]
@@ -196,7 +200,10 @@ fn training_speed<B: Backend>(backends: Vec<B>, args: &Args) -> anyhow::Result<s
             let tokens = args.example_tokens.map(|tokens| tokens as usize);
             synthetic::timed_steps(backends, shape, tokens, &args.recipe.recipe()?, args.repeats)?
         }
-        None => timed_steps(backends, args.data()?, &args.fields, &args.base, &args.recipe, args.repeats)?,
+        None => {
+            let (base, recipe) = (base_path(&args.base)?, args.recipe.recipe()?);
+            timed_steps(backends, args.data()?, &args.fields, &base, recipe, args.repeats)?
+        }
     };
     Ok(training(&timed, peak))
 }
@@ -206,8 +213,8 @@ pub(crate) fn examples_per_s<B: Backend>(
     backends: Vec<B>,
     data: &Path,
     fields: &FieldArgs,
-    base: &str,
-    recipe: &RecipeArgs,
+    base: &Path,
+    recipe: Recipe,
     steps: u64,
 ) -> anyhow::Result<f64> {
     let timed = timed_steps(backends, data, fields, base, recipe, steps)?;
@@ -219,33 +226,37 @@ fn timed_steps<B: Backend>(
     backends: Vec<B>,
     data: &Path,
     fields: &FieldArgs,
-    base: &str,
-    recipe: &RecipeArgs,
+    base: &Path,
+    mut recipe: Recipe,
     steps: u64,
 ) -> anyhow::Result<Timed> {
     let folder = tempfile::tempdir()?;
-    let model = BaseModel::open(base_path(base)?)?;
+    let model = BaseModel::open(base)?;
     let config = model.config.clone();
     let fields = fields.options();
-    let mut recipe = recipe.recipe()?;
-    recipe.method = Some(Method::Lora);
+    recipe.method = recipe.method.or(Some(Method::Lora));
     recipe.max_steps = Some(WARM_UP + steps);
     // Every step is timed alone: no validation in between, and hardly any at the end.
     (recipe.validate_every, recipe.max_validation) = (Some(u64::MAX), 8);
     let rows = TrainData::new(routing::read(data, &fields)?, None, &fields, &recipe)?;
-    let plan = Plan {
-        data: data.to_owned(),
-        valid: None,
-        text_field: fields.text_field,
-        label_field: fields.label_field,
-        base: base.to_owned(),
-        recipe,
-        checkpoint_seconds: f32::from(u16::MAX),
-    };
+    let plan = plan_of(data, &fields, base, recipe);
     let mut clock = Clock::default();
     let out = folder.path().join("run");
     let outcome = router::train(backends, model, &rows, &plan, &out, false, &mut clock)?;
     Ok(Timed { clock, config, device_bytes: outcome.device_bytes })
+}
+
+/// A run that is only timed.
+fn plan_of(data: &Path, fields: &ReadOptions, base: &Path, recipe: Recipe) -> Plan {
+    Plan {
+        data: data.to_owned(),
+        valid: None,
+        text_field: fields.text_field.clone(),
+        label_field: fields.label_field.clone(),
+        base: base.display().to_string(),
+        recipe,
+        checkpoint_seconds: f32::from(u16::MAX),
+    }
 }
 
 fn training(Timed { clock, config, device_bytes }: &Timed, peak: f64) -> serde_json::Value {

@@ -225,10 +225,10 @@ fn ask<B: Backend>(
         return Ok(Vec::new());
     }
     let count = |text: &str| router.tokens(text).unwrap_or(text.len());
-    let recipe = &router.manifest().recipe;
+    let (method, recipe) = (router.manifest().method, &router.manifest().recipe);
     let training = against::Training {
         tokens: training_tokens(train, &recipe.system, &count),
-        epochs: recipe.sized_for(train.len()).1.into(),
+        epochs: if method.reads_once() { 1.0 } else { recipe.sized_for(train.len()).1.into() },
         seconds: own::trained_seconds(&args.model),
     };
     let rows = against::Rows {

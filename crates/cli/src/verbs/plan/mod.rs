@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use fewshot::{BreakEven, Endpoint, Prices, PromptOptions, Prompts, Structure, TokenCounter};
 use formats::{BaseModel, Tokenizer};
 use kernels::Backend;
-use router::{Recipe, TrainData, VALIDATIONS, peak_memory};
+use router::{Method, Recipe, TrainData, VALIDATIONS, peak_memory};
 use routing::Example;
 use serde::Serialize;
 
@@ -18,6 +18,7 @@ use crate::terminal::Output;
 use crate::values;
 use crate::verbs::against::{PriceArgs, ShotArgs};
 use crate::verbs::bench;
+use crate::verbs::train::MethodArg;
 use crate::verbs::{FieldArgs, base_path};
 
 /// Flags of `plan`.
@@ -37,6 +38,9 @@ pub(crate) struct Args {
     /// Base model.
     #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
     base: String,
+    /// What trains; by default lora in a decoder, a head on an encoder.
+    #[arg(long, value_enum)]
+    method: Option<MethodArg>,
     #[command(flatten)]
     recipe: RecipeArgs,
     /// Training examples a second, as `bench train` prints them; measured in a few steps when not given.
@@ -77,6 +81,7 @@ struct Forecast {
     training_rows: usize,
     validation_rows: usize,
     labels: usize,
+    method: &'static str,
     epochs: f32,
     /// Tokens of the training conversations, each counted once.
     training_tokens: u64,
@@ -131,14 +136,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
 fn forecast<B: Backend>(backends: Vec<B>, args: &Args) -> anyhow::Result<Forecast> {
     let path = args.data.as_ref().ok_or_else(|| anyhow::anyhow!("--data FILE is missing"))?;
     let (fields, prices) = (args.fields.options(), args.prices.read()?);
-    let recipe = args.recipe.recipe()?;
+    let recipe = Recipe { method: args.method.map(Method::from), ..args.recipe.recipe()? };
     let file = routing::read(path, &fields)?;
     let (labels, all) = (file.labels(), file.examples.len());
     let valid = args.valid.as_ref().map(|valid| routing::read(valid, &fields)).transpose()?;
     let given = valid.as_ref().map(|valid| valid.examples.len());
     let data = TrainData::new(file, valid, &fields, &recipe)?;
     let validation_rows = given.unwrap_or(all - data.train().len());
-    let tokenizer = BaseModel::open(base_path(&args.base)?)?.tokenizer()?;
+    let base_path = base_path(&args.base)?;
+    let base = BaseModel::open(&base_path)?;
+    let (tokenizer, method) = (base.tokenizer()?, recipe.method_for(&base));
+    anyhow::ensure!(
+        method != Method::Linear,
+        "a model of n-grams is fitted in seconds; there is nothing to plan"
+    );
     let test =
         args.test.as_ref().map(|test| routing::read(test, &fields)).transpose()?.map(|test| test.examples);
 
@@ -146,18 +157,30 @@ fn forecast<B: Backend>(backends: Vec<B>, args: &Args) -> anyhow::Result<Forecas
     if measured {
         args.device.check_training()?;
     }
-    let examples_per_s = match args.examples_per_s {
-        Some(given) => given,
-        None => bench::examples_per_s(backends, path, &args.fields, &args.base, &args.recipe, TIMED_STEPS)?,
+    let rows = data.train().len();
+    let (examples_per_s, seconds) = match (args.examples_per_s, method) {
+        (Some(given), Method::Head) => (given, (rows + validation_rows) as f64 / given),
+        (Some(given), _) => (given, work(&recipe, rows, validation_rows) / given),
+        (None, Method::Head) => {
+            let speed = bench::head_speed(backends, &base_path, path, &args.fields, recipe.clone())?;
+            let texts = (rows + validation_rows) as f64;
+            (speed.texts_per_s, texts / speed.texts_per_s + texts * speed.fit_per_text)
+        }
+        (None, _) => {
+            let timed = Recipe { method: Some(method), ..recipe.clone() };
+            let speed = bench::examples_per_s(backends, path, &args.fields, &base_path, timed, TIMED_STEPS)?;
+            (speed, work(&recipe, rows, validation_rows) / speed)
+        }
     };
-    anyhow::ensure!(examples_per_s > 0.0, "--examples-per-s is {examples_per_s}, expected a number above 0");
-    let queries_per_s = args.queries_per_s.unwrap_or(QUERIES_AN_EXAMPLE * examples_per_s);
-    let seconds = work(&recipe, data.train().len(), validation_rows) / examples_per_s;
-    let (_, epochs) = recipe.sized_for(data.train().len());
+    // To route a query, a head needs the model to read it once, as its training did.
+    let an_example = if method == Method::Head { 1.0 } else { QUERIES_AN_EXAMPLE };
+    let queries_per_s = args.queries_per_s.unwrap_or(an_example * examples_per_s);
+    let epochs = if method.reads_once() { 1.0 } else { recipe.sized_for(rows).1 };
     let mut forecast = Forecast {
-        training_rows: data.train().len(),
+        training_rows: rows,
         validation_rows,
         labels: labels.len(),
+        method: method.name(),
         epochs,
         training_tokens: training_tokens(data.train(), &recipe.system, &|text| count(&tokenizer, text)),
         examples_per_s,

@@ -22,6 +22,7 @@ impl Forecast {
                 self.training_rows, self.validation_rows, self.labels
             ),
         );
+        line("method", self.method.to_owned());
         line(
             "tokens",
             format!("{} in the training rows, seen {:.1} times", self.training_tokens, self.epochs),
@@ -29,11 +30,7 @@ impl Forecast {
         let how = if self.measured { "measured in a few steps" } else { "as given" };
         line(
             "time",
-            format!(
-                "{:.0} minutes at {:.1} examples a second ({how})",
-                self.minutes.max(1.0),
-                self.examples_per_s
-            ),
+            format!("{} at {:.1} examples a second ({how})", minutes(self.minutes), self.examples_per_s),
         );
         if let Some(bytes) = self.peak_memory_bytes {
             line("peak memory", format!("{:.2} GB in these steps", bytes as f64 / 1e9));
@@ -55,6 +52,15 @@ impl Forecast {
             out.push_str(&model.render(Hardware { per_hour: self.hardware_per_hour }));
         }
         out
+    }
+}
+
+/// `12 s`, `7 minutes`.
+fn minutes(minutes: f64) -> String {
+    if minutes < 1.5 {
+        format!("{:.0} s", (60.0 * minutes).max(1.0))
+    } else {
+        format!("{minutes:.0} minutes")
     }
 }
 
