@@ -55,7 +55,7 @@ fn a_killed_evaluation_goes_on_and_is_repeated_offline() {
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     let [it] = &json["against"].as_array().unwrap()[..] else { panic!("{json}") };
     assert!((it["accuracy"].as_f64().unwrap() - 119.0 / 120.0).abs() < 1e-9, "{it}");
-    assert_eq!(it["name"], "gpt-4o, 3 a label at random");
+    assert_eq!(it["name"], "gpt-4o (3 a label at random)");
     let answers = &it["answers"];
     assert_eq!((&answers["refused"], &answers["spelled_otherwise"]), (&1.into(), &1.into()));
     assert!(
@@ -64,7 +64,7 @@ fn a_killed_evaluation_goes_on_and_is_repeated_offline() {
     assert_eq!(it["comparison"]["n"], ROWS);
     assert_eq!(json["baseline"]["name"], "TF-IDF + linear SVM");
     let page = std::fs::read_to_string(path.join("report/report.html")).unwrap();
-    assert!(page.contains("gpt-4o, 3 a label at random") && page.contains("(refused)"));
+    assert!(page.contains("gpt-4o (3 a label at random)") && page.contains("(refused)"));
 
     let cascade = &json["cascades"][0];
     assert_eq!(cascade["second"], it["name"]);
@@ -131,10 +131,10 @@ fn several_models_prompts_and_a_budget() {
     assert_eq!(
         names,
         [
-            "gpt-4o, zero-shot",
-            "gpt-4o, 2 a label at random",
-            "gpt-4o-mini, zero-shot",
-            "gpt-4o-mini, 2 a label at random",
+            "gpt-4o (zero-shot)",
+            "gpt-4o (2 a label at random)",
+            "gpt-4o-mini (zero-shot)",
+            "gpt-4o-mini (2 a label at random)",
         ]
     );
     assert_eq!(server.answered().len(), 4 * ROWS, "what the budget had paid for is not asked again");

@@ -103,11 +103,15 @@ impl Manifest {
             Method::Linear => return "linear support vector machines on n-grams, no base model".to_owned(),
         };
         let Some(share) = self.trained_share().filter(|share| *share > 0.0) else { return method };
+        let trained = match self.trainable {
+            few if few < 100_000 => few.to_string(),
+            many => format!("{:.2} million", many as f64 / 1e6),
+        };
+        let share = 100.0 * share;
+        let decimals = if share < 0.95 { 2 } else { 1 };
+        let all = self.parameters as f64 / 1e6;
         format!(
-            "{method}: {:.2} million values trained, {:.1}% of the {:.1} million of the model",
-            self.trainable as f64 / 1e6,
-            100.0 * share,
-            self.parameters as f64 / 1e6
+            "{method}: {trained} values trained, {share:.decimals$}% of the {all:.1} million of the model"
         )
     }
 

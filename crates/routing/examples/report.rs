@@ -186,7 +186,7 @@ fn large_model(rows: &[(String, String)], labels: &[String], rng: &mut ChaCha8Rn
         row.probability = Some(0.0);
     }
     let seconds = Seconds { train: None, evaluate: Some(0.6 * rows.len() as f64) };
-    let mut section = ModelSection::new("gpt-4o, 3 a label at random", labels, &answers, seconds);
+    let mut section = ModelSection::new("gpt-4o (3 a label at random)", labels, &answers, seconds);
     section.latency = Latency::measure(vec![0.5, 0.6, 0.6, 1.4]);
     section.cost = Some(Cost { per_1000: 2.1, basis: "prices of 2026-06".into() });
     section.facts = vec![

@@ -1,6 +1,7 @@
 //! Is one model better than another? Intervals and a test for two models judged on the same rows.
 
 use crate::metrics::{Metrics, index_names};
+use crate::report::count;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -99,6 +100,8 @@ pub struct Answers<'a> {
 impl Comparison {
     /// Compares two models' answers to the same rows; equal seeds give equal intervals.
     ///
+    /// Macro-F1 is over the labels that are true somewhere: a refusal is an error, and no label.
+    ///
     /// A model is called better only when the accuracy's interval excludes zero and McNemar's test agrees
     /// at the same level.
     ///
@@ -141,7 +144,7 @@ impl Comparison {
         let Self { first, second, n, .. } = self;
         let verdict = match self.verdict {
             Verdict::FirstBetter => format!("{first} is more accurate than {second}"),
-            Verdict::SecondBetter => format!("{second} is more accurate than {first}"),
+            Verdict::SecondBetter => format!("{first} is less accurate than {second}"),
             Verdict::NoDifferenceShown => format!("No difference shown between {first} and {second}"),
         };
         let [a, b] = self.accuracies.map(|accuracy| accuracy * 100.0);
@@ -151,8 +154,9 @@ impl Comparison {
             p => format!("p = {p:.4}"),
         };
         format!(
-            "{verdict}: {a:.1}% against {b:.1}% on the same {n} rows \
+            "{verdict}: {a:.1}% against {b:.1}% on the same {} rows \
              (difference {:+.1} points, {:.0}% interval {:+.1} to {:+.1}; McNemar {p}).",
+            count(*n),
             points(self.accuracy_difference),
             points(CONFIDENCE),
             points(self.accuracy_interval.low),
@@ -186,8 +190,8 @@ struct Column {
 impl Column {
     fn new(truth: &[&str], predicted: &[&str]) -> Self {
         let rows: Vec<(&str, &str)> = truth.iter().copied().zip(predicted.iter().copied()).collect();
-        let (labels, truth, predicted) = index_names(&[], &rows);
-        Self { metrics: Metrics::from_indices(&labels, &truth, &predicted), truth, predicted }
+        let (_, truth, predicted) = index_names(&[], &rows);
+        Self { metrics: Metrics::from_names(&[], &rows), truth, predicted }
     }
 
     fn right(&self, row: usize) -> bool {
@@ -196,8 +200,8 @@ impl Column {
 
     /// Accuracy and macro F1 over the drawn rows, the latter over the labels that occur in them.
     fn judge(&self, drawn: &[usize]) -> (f64, f64) {
-        // per label: right, predicted + support
-        let mut counts = vec![(0usize, 0usize); self.metrics.per_label.len()];
+        // per name: right, predicted + support
+        let mut counts = vec![(0usize, 0usize); self.metrics.confusion.labels.len()];
         for &row in drawn {
             let (truth, predicted) = (self.truth[row], self.predicted[row]);
             counts[truth].1 += 1;
@@ -205,7 +209,8 @@ impl Column {
             counts[truth].0 += usize::from(truth == predicted);
         }
         let right: usize = counts.iter().map(|count| count.0).sum();
-        let occurring = counts.iter().filter(|count| count.1 > 0);
+        // Names behind the labels are none.
+        let occurring = counts[..self.metrics.per_label.len()].iter().filter(|count| count.1 > 0);
         let (f1, labels) = occurring.fold((0.0, 0usize), |(sum, labels), &(right, marks)| {
             (sum + 2.0 * right as f64 / marks as f64, labels + 1)
         });
@@ -262,7 +267,13 @@ mod tests {
         let (good, bad) = (answers(0, 5), answers(20, 30));
         let comparison = compare(&good, &bad);
         assert_eq!(comparison.verdict, Verdict::FirstBetter);
-        assert_eq!(compare(&bad, &good).verdict, Verdict::SecondBetter);
+        let other_way = compare(&bad, &good);
+        assert_eq!(other_way.verdict, Verdict::SecondBetter);
+        let sentence = other_way.sentence();
+        assert!(
+            sentence.starts_with("tuned is less accurate than linear: 70.0% against 95.0%"),
+            "{sentence}"
+        );
         assert!((comparison.accuracy_difference - 0.25).abs() < 1e-12);
         assert!(comparison.accuracy_interval.contains(0.25));
         let sentence = comparison.sentence();

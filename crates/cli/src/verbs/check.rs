@@ -98,10 +98,14 @@ fn correct(datasets: &mut [Dataset], corrections: &Path, out: &Path, as_json: bo
     let [data] = datasets else {
         anyhow::bail!("--corrections needs one data file, found {}", datasets.len())
     };
+    let known = data.labels();
     let decided = suspects::read(corrections)?;
     let done = suspects::apply(&mut data.examples, &decided, corrections)?;
     store::write_atomically(out, routing::to_json_lines(&data.examples).as_bytes())
         .with_context(|| format!("{}: the corrected data could not be written", out.display()))?;
+    for label in data.labels().iter().filter(|label| !known.contains(label)) {
+        say!("`{label}` is a label that the data did not have before");
+    }
     if as_json {
         writeln!(Output, "{}", serde_json::to_string_pretty(&done)?)?;
     } else {

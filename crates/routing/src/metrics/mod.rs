@@ -23,7 +23,7 @@ pub struct Metrics {
     pub weighted: Scores,
     /// Over all decisions pooled; equals `accuracy`, since a row has exactly one label and one prediction.
     pub micro: Scores,
-    /// One entry per label, in the order of `confusion.labels`.
+    /// One entry per label, in the order of `confusion.labels`, where what is no label stands behind them.
     pub per_label: Vec<LabelScores>,
     /// Counts of every (true, predicted) pair.
     pub confusion: Confusion,
@@ -67,11 +67,16 @@ impl Metrics {
     /// Judges predictions given as `(true, predicted)` label names.
     ///
     /// The labels are those that occur in either, as scikit-learn takes them by default: first the ones in
-    /// `known` in that order, then the others in order of appearance. A true label that the model does not
-    /// know thus stands in the matrix, and each of its rows is an error.
+    /// `known` in that order, then the other true ones in order of appearance. A true label that the model does not
+    /// know thus stands in the matrix, and each of its rows is an error. A name that is neither known nor ever true,
+    /// as that of a refusal, is an error where it was given and has its column, but is no label of its own: it counts
+    /// in no average, as with scikit-learn's `labels=` argument.
     pub fn from_names(known: &[String], rows: &[(&str, &str)]) -> Self {
         let (labels, truth, predicted) = index_names(known, rows);
-        Self::from_indices(&labels, &truth, &predicted)
+        let mut metrics = Self::from_indices(&labels, &truth, &predicted);
+        metrics.per_label.retain(|it| it.support > 0 || known.contains(&it.label));
+        metrics.macro_avg = Scores::mean(metrics.per_label.iter().map(|l| (l.scores, 1.0)));
+        metrics
     }
 
     /// Judges counts that were made elsewhere.
@@ -135,14 +140,16 @@ fn ratio(part: usize, whole: usize) -> f64 {
     if whole == 0 { ZERO_DIVISION } else { part as f64 / whole as f64 }
 }
 
-/// The labels that occur in `(true, predicted)` rows, known ones first, and both columns as indices into them.
+/// The names that occur in `(true, predicted)` rows, known ones first, then true ones, and both columns as indices
+/// into them.
 pub(crate) fn index_names(known: &[String], rows: &[(&str, &str)]) -> (Vec<String>, Vec<usize>, Vec<usize>) {
     use std::collections::{HashMap, HashSet};
     let occurring: HashSet<&str> = rows.iter().flat_map(|&(truth, predicted)| [truth, predicted]).collect();
     let in_order = known.iter().map(String::as_str).filter(|label| occurring.contains(label));
     let mut index: HashMap<&str, usize> = HashMap::new();
     let mut labels = Vec::new();
-    for label in in_order.chain(rows.iter().flat_map(|&(truth, predicted)| [truth, predicted])) {
+    let others = rows.iter().map(|row| row.0).chain(rows.iter().map(|row| row.1));
+    for label in in_order.chain(others) {
         index.entry(label).or_insert_with(|| {
             labels.push(label.to_owned());
             labels.len() - 1
@@ -166,6 +173,19 @@ mod tests {
         assert!((metrics.accuracy - 2.0 / 3.0).abs() < 1e-12);
         assert!((metrics.per_label[1].scores.precision - 0.5).abs() < 1e-12);
         assert_eq!(metrics.per_label[2].scores, Scores::default());
+    }
+
+    #[test]
+    fn a_refusal_is_an_error_and_no_label() {
+        let known = ["cards", "loans"].map(String::from);
+        let rows = [("cards", "cards"), ("cards", "(refused)"), ("loans", "loans"), ("travel", "loans")];
+        let metrics = Metrics::from_names(&known, &rows);
+        assert_eq!(metrics.confusion.labels, ["cards", "loans", "travel", "(refused)"]);
+        assert_eq!(metrics.confusion.matrix[0], [1, 0, 0, 1]);
+        assert_eq!(metrics.per_label.len(), 3);
+        // 2 1 / (2 1 + 1) for both known labels, and a label that the model does not have.
+        assert!((metrics.macro_avg.f1 - (2.0 / 3.0 + 2.0 / 3.0 + 0.0) / 3.0).abs() < 1e-12);
+        assert!((metrics.accuracy - 0.5).abs() < 1e-12);
     }
 
     #[test]

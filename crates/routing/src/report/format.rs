@@ -6,7 +6,7 @@ pub(super) fn percent(share: f64) -> String {
 }
 
 /// `12889` as `12,889`.
-pub(super) fn count(number: usize) -> String {
+pub(crate) fn count(number: usize) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -22,6 +22,7 @@ pub(super) fn count(number: usize) -> String {
 pub(super) fn seconds(seconds: Option<f64>) -> String {
     match seconds {
         None => "–".to_owned(),
+        Some(s) if s < 0.000_95 => format!("{:.2} ms", s * 1000.0),
         Some(s) if s < 0.0095 => format!("{:.1} ms", s * 1000.0),
         Some(s) if s < 0.995 => format!("{:.0} ms", s * 1000.0),
         Some(s) if s < 59.5 => format!("{s:.1} s"),
@@ -59,10 +60,11 @@ mod tests {
     fn reads_as_written() {
         assert_eq!(percent(0.93125), "93.1%");
         assert_eq!((count(7), count(1234), count(1234567)), ("7".into(), "1,234".into(), "1,234,567".into()));
-        let times = [None, Some(0.004), Some(0.25), Some(4.04), Some(59.6), Some(83.4), Some(7322.0)];
+        let times =
+            [None, Some(0.00003), Some(0.004), Some(0.25), Some(4.04), Some(59.6), Some(83.4), Some(7322.0)];
         assert_eq!(
             times.map(seconds),
-            ["–", "4.0 ms", "250 ms", "4.0 s", "1 min 0 s", "1 min 23 s", "2 h 2 min"]
+            ["–", "0.03 ms", "4.0 ms", "250 ms", "4.0 s", "1 min 0 s", "1 min 23 s", "2 h 2 min"]
         );
         assert_eq!(
             [2.1, 0.25, 0.000556, 0.0, 12.345].map(usd),

@@ -205,7 +205,7 @@ impl Matrix<'_> {
             }
             @if roomy {
                 @for ((by, number), opacity) in numbers.into_iter().zip(opacity) {
-                    text class=(format!("number by-{by}{}", if !it.hit && opacity > 0.55 { " light" } else { "" }))
+                    text class=(format!("number by-{by}{}", if it.hit { "" } else { number_class(opacity) }))
                         x=(x + cell / 2) y=(y + cell / 2) text-anchor="middle" dominant-baseline="central" { (number) }
                 }
             }
@@ -231,6 +231,16 @@ fn grid_lines(n: usize, cell: usize, left: usize, top: usize, step: usize) -> St
         let _ = write!(path, "M{left} {}h{}M{} {top}v{}", top + at, n * cell, left + at, n * cell);
     }
     path
+}
+
+/// Where a number takes the colour of the paper: on a ground from about where that has more contrast than ink, which is
+/// later in the light scheme (0.82) than in the dark one (0.62).
+fn number_class(opacity: f64) -> &'static str {
+    match opacity {
+        o if o > 0.82 => " deep middle",
+        o if o > 0.62 => " middle",
+        _ => "",
+    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use crate::compare::{Answers, Comparison};
 use crate::suspects::Suspect;
 pub use coverage::{CoveragePoint, coverage_curve};
 pub use disagreement::Disagreement;
+pub(crate) use format::count;
 pub use format::usd;
 pub use mistakes::{Mistake, Nearest, Training};
 pub use model::{Cost, Latency, ModelSection, Routed, ScopeSection, Seconds};

@@ -167,10 +167,10 @@ pub(super) fn cascade(cascade: &Cascade) -> Markup {
                             }
                             tbody {
                                 @for line in lines(cascade) {
-                                    tr class=[(line == *point).then_some("judged")] {
-                                        td class="n name" { (percent(line.share)) }
+                                    tr class=[(line == *point).then_some("chosen")] {
+                                        td class="n" { (percent(line.share)) }
                                         td class="n" { (format!("{:.3}", line.threshold.min(1.0))) }
-                                        td class="n strong" { (percent(line.accuracy)) }
+                                        td class="n" { (percent(line.accuracy)) }
                                         td class="n" { (line.cost_per_1000.map_or_else(|| "–".to_owned(), usd)) }
                                         td class="n" { (seconds(line.p50_s)) }
                                         td class="n" { (seconds(line.p95_s)) }

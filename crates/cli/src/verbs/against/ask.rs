@@ -51,7 +51,7 @@ fn ask_one(
     options: &PromptOptions,
     prices: &Prices,
 ) -> anyhow::Result<Option<Competitor>> {
-    let name = format!("{}, {shots}", endpoint.model);
+    let name = format!("{} ({shots})", endpoint.model);
     let prompts = Prompts::new(rows.train, rows.asked, rows.labels, options)?;
     if prompts.kept_out() > 0 {
         say!(

@@ -29,7 +29,7 @@ pub(super) fn judge<B: Backend>(
     let alone = measure_alone(router, data)?;
     let manifest = router.manifest();
     let known: Vec<String> = manifest.labels.iter().map(|label| label.text.clone()).collect();
-    let name = format!("{}, {}", manifest.base.source, manifest.method.name());
+    let name = format!("{} ({})", manifest.base.source, manifest.method.name());
     let timing = Seconds { train: trained_seconds(&args.model), evaluate: Some(seconds) };
     let mut section =
         ModelSection::new(&name, &known, &rows, timing).with_thresholds(manifest.thresholds.clone(), &rows);
