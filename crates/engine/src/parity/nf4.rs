@@ -2,6 +2,8 @@
 
 use kernels::linear::nf4;
 
+use super::gpu::{cuda, gpu_lock};
+use super::itself::near_in_norm;
 use super::*;
 
 /// What a 4-bit block of 32 values holds: its magnitude and the level of each value.

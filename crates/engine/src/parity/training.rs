@@ -2,6 +2,7 @@
 
 mod replicas;
 
+use super::gpu::{cuda, gpu_lock};
 use super::*;
 use crate::{Head, Trainable, Weights};
 

@@ -191,19 +191,13 @@ fn print(mut result: serde_json::Value, device: &str, args: &Args) -> anyhow::Re
 fn training_speed<B: Backend>(backends: Vec<B>, args: &Args) -> anyhow::Result<serde_json::Value> {
     args.device.check_training()?;
     let peak = backends.iter().map(B::peak_flops).sum();
-    let timed = match args.base.strip_prefix(RANDOM) {
-        Some(shape) => {
-            anyhow::ensure!(
-                args.data.is_none(),
-                "--data needs a tokenizer, which random weights do not have"
-            );
-            let tokens = args.example_tokens.map(|tokens| tokens as usize);
-            synthetic::timed_steps(backends, shape, tokens, &args.recipe.recipe()?, args.repeats)?
-        }
-        None => {
-            let (base, recipe) = (base_path(&args.base)?, args.recipe.recipe()?);
-            timed_steps(backends, args.data()?, &args.fields, &base, recipe, args.repeats)?
-        }
+    let timed = if let Some(shape) = args.base.strip_prefix(RANDOM) {
+        anyhow::ensure!(args.data.is_none(), "--data needs a tokenizer, which random weights do not have");
+        let tokens = args.example_tokens.map(|tokens| tokens as usize);
+        synthetic::timed_steps(backends, shape, tokens, &args.recipe.recipe()?, args.repeats)?
+    } else {
+        let (base, recipe) = (base_path(&args.base)?, args.recipe.recipe()?);
+        timed_steps(backends, args.data()?, &args.fields, &base, recipe, args.repeats)?
     };
     Ok(training(&timed, peak))
 }
