@@ -1,9 +1,9 @@
 """Tiny random models of the other families with odd sizes, and what transformers + PEFT compute with them.
 
     python families.py [OUT]        default OUT: fixtures/families of this repository
-Decoders (Phi-3, GPT-Neo) are asked what Llama is asked in llama.py, and also for the gradient of every weight. Encoders
-(BERT, DistilBERT) are asked for their outputs, the mean of them, and for the loss, gradients and training of a linear
-head on that mean. Values are computed in f64 from f32 weights, as there.
+Decoders (Phi-3, GPT-Neo) are asked what Llama is asked in llama.py, and also for the gradient of every weight; Phi-3 also
+about a text beyond its original window. Encoders (BERT, DistilBERT) are asked for their outputs, the mean of them, and for
+the loss, gradients and training of a linear head on that mean; also for a head on the first output. Values are computed in f64 from f32 weights, as there.
 """
 import argparse
 import math
@@ -22,13 +22,13 @@ import manifest
 from llama import ALPHA, END, PREFIX, RANK, SEED, deviation, fill, logits, sequences
 from training import OPTIMIZER, adapter_key, double_norms, gradients
 
-SHORT = [1.0, 1.3, 2.0, 1.7, 1.1]
+SHORT, LONG = [1.0, 1.3, 2.0, 1.7, 1.1], [1.2, 4.0, 6.5, 3.0, 5.0]
 DECODERS = {
     "phi3": (Phi3Config, dict(
         vocab_size=97, hidden_size=60, intermediate_size=44, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3,
         max_position_embeddings=256, original_max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=False,
         bos_token_id=1, eos_token_id=END, pad_token_id=0, sliding_window=262144,
-        rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": SHORT, "long_factor": [4.0] * 5,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": SHORT, "long_factor": LONG,
                          "original_max_position_embeddings": 64}),
         ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]),
     "gpt-neo": (GPTNeoConfig, dict(
@@ -49,6 +49,7 @@ ENCODERS = {
 }
 TEXTS = [[1, 33, 2], [1, 40, 41, 2], [1, 40, 41, 42, 43, 88, 7, 2], [1, 55, 3, 71, 2], [1] + [66] * 19 + [2], [1, 20, 85, 36, 27, 2]]
 LABELS, CLASSES = [3, 0, 2, 4, 1, 3], 5
+BEYOND = {"ids": PREFIX + [(7 * i * i + 3 * i) % 90 + 5 for i in range(80)] + [11, 23, END], "prompt": len(PREFIX) + 80}
 LR = 1e-2
 
 
@@ -107,6 +108,10 @@ def decoder(folder, dtype):
             tensors[f"{name}.logits.{i}"] = logits(model, sequence)
         losses[name], grads = gradients(model, batch)
         tensors |= {f"{name}.grad.{adapter_key(n)}": g for n, g in grads.items()}
+    if folder.name == "phi3":
+        tensors["beyond.logits"] = logits(model, BEYOND)
+        losses["beyond"], grads = gradients(model, [BEYOND])
+        tensors |= {f"beyond.grad.{adapter_key(n)}": g for n, g in grads.items()}
     return tensors, losses
 
 
@@ -117,12 +122,16 @@ def head(dtype, width):
     return weight, bias
 
 
-def mean_of(model, ids):
-    return model(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(0)
+def mean_of(outputs):
+    return outputs.mean(0)
 
 
-def head_loss(model, weight, bias):
-    features = torch.stack([mean_of(model, ids) for ids in TEXTS])
+def first_of(outputs):
+    return outputs[0]
+
+
+def head_loss(model, weight, bias, pooled=mean_of):
+    features = torch.stack([pooled(model(input_ids=torch.tensor([ids])).last_hidden_state[0]) for ids in TEXTS])
     return torch.nn.functional.cross_entropy(features @ weight.T + bias, torch.tensor(LABELS))
 
 
@@ -156,6 +165,12 @@ def encoder(folder, dtype):
         tensors |= {f"{name}.grad.{n}": p.grad.clone() for n, p in named}
         tensors |= {f"{name}.grad.head.weight": weight.grad.clone(), f"{name}.grad.head.bias": bias.grad.clone()}
         steps[name] = train_steps([p for _, p in named] + [weight, bias], lambda: head_loss(model, weight, bias))
+    model, (weight, bias) = load(folder, AutoModel, dtype), head(dtype, model.config.hidden_size)
+    loss = head_loss(model, weight, bias, first_of)
+    loss.backward()
+    losses["first"] = loss.item()
+    vectors = {n: p.grad for n, p in model.named_parameters() if p.dim() == 1 and "pooler" not in n}
+    tensors |= {f"first.grad.{n}": g for n, g in (vectors | {"head.weight": weight.grad, "head.bias": bias.grad}).items()}
     tensors["head.weight"], tensors["head.bias"] = (p.detach() for p in head(dtype, model.config.hidden_size))
     return tensors, losses, steps
 
@@ -184,7 +199,7 @@ def main():
         compute = decoder if name in DECODERS else encoder
         with double_norms(modeling_phi3.Phi3RMSNorm):
             exact = compute(folder, torch.float64)
-        facts = dict(prefix=PREFIX, sequences=sequences()) if name in DECODERS else dict(texts=TEXTS, labels=LABELS, classes=CLASSES)
+        facts = dict(prefix=PREFIX, sequences=sequences(), **({"beyond": BEYOND} if name == "phi3" else {})) if name in DECODERS else dict(texts=TEXTS, labels=LABELS, classes=CLASSES)
         write_case(folder, exact, compute(folder, torch.float32), **facts)
     files = [f for f in out.rglob("*") if f.is_file() and f.name != "manifest.json"]
     manifest.update(out, "families.py", files, seed=SEED)

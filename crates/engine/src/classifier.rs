@@ -1,8 +1,10 @@
-//! The head of an encoder in training: softmax regression on the mean of the outputs over a text's tokens.
+//! The head of an encoder in training: softmax regression on the vector that a text's outputs are pooled to.
 //!
 //! It is some thousand values, and runs on the host whatever the device.
 
-use crate::features::means;
+use formats::Pooling;
+
+use crate::features::{pooled, read_rows};
 use crate::head::Head;
 use crate::tree::Labelled;
 
@@ -12,15 +14,16 @@ pub(crate) struct Classifier {
     pub(crate) at: usize,
     pub(crate) classes: usize,
     width: usize,
+    pooling: Pooling,
     pub(crate) values: Vec<f32>,
     pub(crate) gradients: Vec<f32>,
 }
 
 impl Classifier {
     /// A head whose values lie at `at`.
-    pub(crate) fn new(at: usize, classes: usize, width: usize) -> Self {
+    pub(crate) fn new(at: usize, classes: usize, width: usize, pooling: Pooling) -> Self {
         let len = classes * (width + 1);
-        Self { at, classes, width, values: vec![0.0; len], gradients: vec![0.0; len] }
+        Self { at, classes, width, pooling, values: vec![0.0; len], gradients: vec![0.0; len] }
     }
 
     /// As a head that reads features.
@@ -34,7 +37,7 @@ impl Classifier {
     pub(crate) fn loss(&mut self, losses: &mut Vec<f32>, outputs: &mut [f32], texts: &[Labelled]) {
         let (width, classes) = (self.width, self.classes);
         let ends: Vec<u32> = texts.iter().map(|text| text.row).collect();
-        let features = means(outputs, &ends, width);
+        let features = pooled(outputs, &ends, width, self.pooling);
         let (weight, bias) = self.values.split_at(classes * width);
         let (d_weight, d_bias) = self.gradients.split_at_mut(classes * width);
         losses.clear();
@@ -51,12 +54,13 @@ impl Classifier {
                 d_feature.iter_mut().zip(&weight[at.clone()]).for_each(|(sum, w)| *sum += d * w);
                 d_weight[at].iter_mut().zip(feature).for_each(|(sum, f)| *sum += d * f);
             }
-            let end = text.row as usize + 1;
-            let tokens = (end - first) as f32;
+            let rows = read_rows(first, text.row, self.pooling);
             for d in &mut d_feature {
-                *d /= tokens;
+                *d /= rows.len() as f32;
             }
-            for row in outputs[first * width..end * width].chunks_exact_mut(width) {
+            let end = text.row as usize + 1;
+            outputs[first * width..end * width].fill(0.0);
+            for row in outputs[rows.start * width..rows.end * width].chunks_exact_mut(width) {
                 row.copy_from_slice(&d_feature);
             }
             first = end;
@@ -70,14 +74,21 @@ mod tests {
 
     #[test]
     fn gradients_are_the_slopes() {
+        for pooling in [Pooling::Mean, Pooling::First] {
+            check_slopes(pooling);
+        }
+    }
+
+    fn check_slopes(pooling: Pooling) {
         let wave = |i: usize| (i as f32 * 0.9).sin();
-        let mut classifier = Classifier::new(0, 4, 5);
+        let mut classifier = Classifier::new(0, 4, 5, pooling);
         classifier.values = (0..24).map(wave).collect();
         let outputs: Vec<f32> = (0..35).map(|i| wave(3 * i + 1)).collect();
         let label = |row, target, weight| Labelled { row, target, weight };
         let texts = [label(0, 2, 0.5), label(4, 0, 0.7), label(6, 3, 1.1)];
         let objective = |classifier: &Classifier, outputs: &[f32]| {
-            let mut classifier = Classifier { values: classifier.values.clone(), ..Classifier::new(0, 4, 5) };
+            let empty = Classifier::new(0, 4, 5, pooling);
+            let mut classifier = Classifier { values: classifier.values.clone(), ..empty };
             let (mut losses, mut outputs) = (Vec::new(), outputs.to_vec());
             classifier.loss(&mut losses, &mut outputs, &texts);
             losses.iter().zip(&texts).map(|(loss, text)| f64::from(loss * text.weight)).sum::<f64>()

@@ -1,8 +1,11 @@
 //! What a frozen model makes of a text: one vector, for a linear head to read.
 //!
-//! Of an encoder it is the mean of the outputs over the text's tokens (Reimers and Gurevych, 2019), of a decoder the
-//! final norm's output at the last token, which has seen them all.
+//! Of an encoder it is the mean of the outputs over the text's tokens or the output at the first, as its configuration
+//! says, of a decoder the final norm's output at the last token, which has seen them all.
 
+use std::ops::Range;
+
+use formats::Pooling;
 use kernels::{Backend, PassSpec};
 
 use crate::forward::{Kv, Scratch};
@@ -82,7 +85,7 @@ impl<B: Backend> Features<B> {
         if model.is_encoder() {
             let mut outputs = vec![0.0; tree.rows() * width];
             ops.download(&mut outputs, &stream.x, 0);
-            features.extend(means(&outputs, chosen, width));
+            features.extend(pooled(&outputs, chosen, width, model.config().pooling));
         } else {
             ops.widen(&mut stream.x, &stream.h, chosen.len() * width);
             let start = features.len();
@@ -93,20 +96,28 @@ impl<B: Backend> Features<B> {
     }
 }
 
-/// The mean row of each text; `ends` are the texts' last rows.
-pub(crate) fn means(outputs: &[f32], ends: &[u32], width: usize) -> Vec<f32> {
-    let mut means = vec![0.0; ends.len() * width];
+/// The mean or the first row of each text; `ends` are the texts' last rows.
+pub(crate) fn pooled(outputs: &[f32], ends: &[u32], width: usize, pooling: Pooling) -> Vec<f32> {
+    let mut pooled = vec![0.0; ends.len() * width];
     let mut first = 0;
-    for (mean, &end) in means.chunks_exact_mut(width).zip(ends) {
-        let end = end as usize + 1;
-        for row in outputs[first * width..end * width].chunks_exact(width) {
-            mean.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+    for (vector, &end) in pooled.chunks_exact_mut(width).zip(ends) {
+        let rows = read_rows(first, end, pooling);
+        let share = rows.len() as f32;
+        for row in outputs[rows.start * width..rows.end * width].chunks_exact(width) {
+            vector.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
         }
-        let tokens = (end - first) as f32;
-        for sum in mean {
-            *sum /= tokens;
+        for sum in vector {
+            *sum /= share;
         }
-        first = end;
+        first = end as usize + 1;
     }
-    means
+    pooled
+}
+
+/// The rows of a text from row `first` to row `end` whose mean is the text's vector.
+pub(crate) fn read_rows(first: usize, end: u32, pooling: Pooling) -> Range<usize> {
+    match pooling {
+        Pooling::Mean => first..end as usize + 1,
+        Pooling::First => first..first + 1,
+    }
 }

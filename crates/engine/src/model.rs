@@ -128,8 +128,7 @@ impl<B: Backend> Model<B> {
             Some(reader.matrix(&[reader.weight(Part::Head, 0)])?.0)
         };
         let norm = reader.norm(if traits.post_norm { Part::EmbeddingNorm } else { Part::FinalNorm }, 0)?;
-        let most = config.rope.as_ref().and_then(formats::Rope::most_positions).unwrap_or(MAX_POSITIONS);
-        let positions = config.max_positions.min(most).min(MAX_POSITIONS);
+        let positions = positions(&config);
         let position_table =
             if config.has(Part::Positions) { Some(reader.positions(positions)?) } else { None };
         let rotary =
@@ -147,6 +146,16 @@ impl<B: Backend> Model<B> {
             weights,
             positions,
         })
+    }
+
+    /// Gets ready for texts of up to `tokens` tokens; see [`ModelConfig::set_context`].
+    pub fn set_context(&mut self, tokens: usize) {
+        let before = self.config.rope.clone();
+        self.config.set_context(tokens);
+        if let Some(rope) = self.config.rope.as_ref().filter(|rope| Some(*rope) != before.as_ref()) {
+            self.positions = positions(&self.config);
+            self.rotary = Some(rotary_table(&self.backend, rope, self.config.head_dim, self.positions));
+        }
     }
 
     /// The model's sizes.
@@ -241,7 +250,7 @@ impl<B: Backend> Model<B> {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Whether every token sees the whole text, so that a text is read by the mean of its outputs.
+    /// Whether every token sees the whole text, so that a text is read by the pooling of its outputs.
     pub fn is_encoder(&self) -> bool {
         self.config.is_encoder()
     }
@@ -458,6 +467,12 @@ fn block_format(tensors: &[formats::Tensor<'_>], cols: usize) -> Option<BlockFor
     };
     let alike = tensors.iter().all(|tensor| tensor.dtype == tensors[0].dtype);
     (alike && cols.is_multiple_of(32)).then_some(format)
+}
+
+/// Tokens that fit a model of this configuration.
+fn positions(config: &ModelConfig) -> usize {
+    let most = config.rope.as_ref().and_then(formats::Rope::most_positions).unwrap_or(MAX_POSITIONS);
+    config.max_positions.min(most).min(MAX_POSITIONS)
 }
 
 fn rotary_table<B: Backend>(backend: &B, rope: &formats::Rope, head_dim: usize, positions: usize) -> B::Wide {

@@ -12,7 +12,7 @@ use crate::gguf::{Gguf, Value};
 use crate::layout::{Part, Slot, slots};
 use crate::safetensors::SafetensorsFolder;
 use crate::tokenizer::{self, Tokenizer};
-use crate::{DType, Error, ModelConfig, Result, Tensor, hashes, random, store};
+use crate::{DType, Error, ModelConfig, Pooling, Result, Tensor, hashes, random, store};
 
 const CONFIG: &str = "config.json";
 const GGUF_TEMPLATE: &str = "tokenizer.chat_template";
@@ -68,7 +68,11 @@ impl BaseModel {
         }
         let keys: Map<String, Json> = store::read_json(&config_path)?;
         let text = format!("{:#}\n", Json::from(keys.clone()));
-        let config = ModelConfig::from_hf_json(&text, &config_path)?;
+        let mut config = ModelConfig::from_hf_json(&text, &config_path)?;
+        let pooling_path = path.join(Pooling::FILE);
+        if config.is_encoder() && pooling_path.exists() {
+            config.pooling = Pooling::from_keys(store::read_json(&pooling_path)?, &pooling_path)?;
+        }
         let name = match keys.get("_name_or_path").and_then(Json::as_str) {
             Some(name) if !name.is_empty() => name.to_owned(),
             _ => file_stem(path),

@@ -34,7 +34,7 @@ pub struct Traits {
     /// The norms follow the sums (encoders) instead of preceding the layers they feed; the first of all is then
     /// that of the embeddings, and there is none after the last block.
     pub post_norm: bool,
-    /// Every token sees the whole text; the model is an encoder, read by the mean of its outputs.
+    /// Every token sees the whole text; the model is an encoder, read by the pooling of its outputs.
     pub bidirectional: bool,
     /// The feed-forward part multiplies its activation by a second projection.
     pub gated: bool,

@@ -27,7 +27,7 @@ mod tensor;
 mod tokenizer;
 
 pub use base::BaseModel;
-pub use config::{Activation, ModelConfig};
+pub use config::{Activation, ModelConfig, Pooling};
 pub use date::Date;
 pub use error::{Error, Result};
 pub use family::{Family, Traits};

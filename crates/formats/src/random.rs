@@ -122,6 +122,7 @@ impl Shape {
             activation: crate::Activation::Silu,
             rope: Some(Rope { theta: self.theta, scaling: self.scaling.clone() }),
             windows: Vec::new(),
+            pooling: crate::Pooling::default(),
             token_types: 0,
             tied_embeddings: self.tied_embeddings,
             bos_token_id: None,

@@ -37,12 +37,16 @@ pub enum RopeScaling {
     },
     /// Each frequency is divided by its own number: D / 2 of them.
     Divisors(Vec<f32>),
-    /// `LongRoPE` (Ding et al., 2024) within the context before the scaling, beyond which other divisors would rule.
+    /// `LongRoPE` (Ding et al., 2024): other divisors rule beyond the context before the scaling.
     Long {
-        /// Divisors of the frequencies: D / 2 of them.
+        /// Divisors of the frequencies within that context: D / 2 of them.
         short: Vec<f32>,
-        /// The context for which those divisors hold, in positions.
+        /// Divisors beyond it, as many.
+        long: Vec<f32>,
+        /// The context before the scaling, in positions.
         original_max_positions: usize,
+        /// Whether texts go beyond it; see [`crate::ModelConfig::set_context`].
+        beyond: bool,
         /// Factor of cosines and sines.
         attention_factor: f32,
     },
@@ -60,7 +64,11 @@ impl Rope {
         });
         match &self.scaling {
             None => plain.collect(),
-            Some(RopeScaling::Divisors(divisors) | RopeScaling::Long { short: divisors, .. }) => {
+            Some(
+                RopeScaling::Divisors(divisors)
+                | RopeScaling::Long { short: divisors, beyond: false, .. }
+                | RopeScaling::Long { long: divisors, beyond: true, .. },
+            ) => {
                 assert_eq!(divisors.len(), head_dim / 2, "inv_freq: divisors for head size {head_dim}");
                 plain.zip(divisors).map(|(freq, divisor)| freq / divisor).collect()
             }
@@ -100,7 +108,9 @@ impl Rope {
     /// The positions for which the frequencies hold, where that is not all that the model has.
     pub fn most_positions(&self) -> Option<usize> {
         match self.scaling {
-            Some(RopeScaling::Long { original_max_positions, .. }) => Some(original_max_positions),
+            Some(RopeScaling::Long { original_max_positions, beyond: false, .. }) => {
+                Some(original_max_positions)
+            }
             _ => None,
         }
     }

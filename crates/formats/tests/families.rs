@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use formats::{Activation, BaseModel, Family, Part, RopeScaling};
+use formats::{Activation, BaseModel, Family, Part, Pooling, RopeScaling};
 use serde_json::{Value, json};
 
 fn fixture(name: &str) -> PathBuf {
@@ -93,6 +93,40 @@ fn what_a_configuration_says_of_positions_and_windows() {
 }
 
 #[test]
+fn longrope_turns_by_other_divisors_beyond_its_window() {
+    let mut phi = BaseModel::open(fixture("phi3")).unwrap().config;
+    let within = phi.rope.clone().unwrap().inv_freq(10);
+    phi.set_context(64);
+    assert_eq!(phi.rope.clone().unwrap().inv_freq(10), within);
+    phi.set_context(65);
+    let rope = phi.rope.unwrap();
+    assert_eq!(rope.most_positions(), None);
+    let (short, long) = ([1.0f32, 1.3, 2.0, 1.7, 1.1], [1.2f32, 4.0, 6.5, 3.0, 5.0]);
+    for (i, (within, beyond)) in within.iter().zip(rope.inv_freq(10)).enumerate() {
+        assert!((beyond / within - short[i] / long[i]).abs() < 1e-6, "{i}");
+    }
+}
+
+#[test]
+fn an_encoder_is_read_as_its_folder_says() {
+    assert_eq!(BaseModel::open(fixture("bert")).unwrap().config.pooling, Pooling::Mean);
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(fixture("bert").join(file), folder.path().join(file)).unwrap();
+    }
+    let place = folder.path().join(Pooling::FILE);
+    fs::create_dir(place.parent().unwrap()).unwrap();
+    fs::write(&place, r#"{"word_embedding_dimension": 36, "pooling_mode_cls_token": true}"#).unwrap();
+    let config = BaseModel::open(folder.path()).unwrap().config;
+    assert_eq!(config.pooling, Pooling::First);
+    fs::write(&place, config.pooling_json().unwrap()).unwrap();
+    assert_eq!(BaseModel::open(folder.path()).unwrap().config, config);
+    fs::write(&place, r#"{"pooling_mode_weightedmean_tokens": true}"#).unwrap();
+    let error = BaseModel::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("pooling_mode_weightedmean_tokens") && error.contains("1_Pooling"), "{error}");
+}
+
+#[test]
 fn a_model_that_was_saved_with_a_head_is_read_without_it() {
     let plain = BaseModel::open(fixture("bert")).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -138,4 +172,7 @@ fn an_unknown_key_or_value_is_named() {
     }
     let error = changed("phi3", |config| config["rope_parameters"]["short_factor"] = json!([1.0, 2.0]));
     assert!(error.unwrap_err().to_string().contains("short_factor"));
+    let error =
+        changed("phi3", |config| config["rope_parameters"]["long_factor"] = json!([1.0, 2.0, 3.0, 4.0, 0.0]));
+    assert!(error.unwrap_err().to_string().contains("long_factor"));
 }

@@ -180,7 +180,14 @@ fn ggufs(listing: &Listing) -> Vec<&str> {
 
 /// All that a model needs besides its weights. The word lists are for tokenizers without a `tokenizer.json`.
 fn small_files(listing: &Listing) -> Vec<String> {
-    const NAMES: [&str; 4] = ["config.json", "generation_config.json", "special_tokens_map.json", INDEX];
+    const NAMES: [&str; 5] = [
+        "config.json",
+        "generation_config.json",
+        "special_tokens_map.json",
+        // How an encoder's outputs become one vector.
+        "1_Pooling/config.json",
+        INDEX,
+    ];
     const WORD_LISTS: [&str; 3] = ["vocab.json", "merges.txt", "vocab.txt"];
     let words = !listing.has("tokenizer.json");
     let needed = |file: &&String| {

@@ -4,6 +4,7 @@ use formats::{ChatTemplate, Message, Tokenizer};
 use routing::{Role, Turn};
 use serde::{Deserialize, Serialize};
 
+use crate::manifest::LabelRecord;
 use crate::{Error, Result};
 
 /// The system message used when neither the data nor the user gives one.
@@ -61,6 +62,12 @@ pub struct Prompt {
 }
 
 impl Prompt {
+    /// Tokens of the longest text with these labels' tokens behind it, which the model must have room for.
+    pub(crate) fn longest(&self, labels: &[LabelRecord]) -> usize {
+        let label = labels.iter().map(|label| label.ids.len()).max().unwrap_or(0);
+        self.prefix_ids.len() + self.max_tokens + self.suffix_ids.len() + label
+    }
+
     /// Renders the template around a mark and splits there.
     ///
     /// With `varied`, queries may bring their own system message or history, and only what stands before the system

@@ -94,11 +94,12 @@ impl<B: Backend> Router<B> {
             (join(checked), join(tokenizer), model)
         });
         checked?;
-        let (tokenizer, model) = (tokenizer?, model?);
+        let (tokenizer, mut model) = (tokenizer?, model?);
         if !by_head {
             let draft = run.draft()?;
             return Self::of_decoder(run.manifest, model, tokenizer, draft);
         }
+        model.set_context(run.manifest.prompt.longest(&run.manifest.labels));
         let scoring = Scoring::head(run.head(model.config())?, &run.manifest.prompt);
         let reader = Reader::Model(Box::new(Trained { model, scoring, tokenizer }));
         Ok(Self { manifest: run.manifest, reader })
@@ -116,10 +117,11 @@ impl<B: Backend> Router<B> {
     /// A router that scores the tokens of labels, with what the run trained in the model.
     pub(crate) fn of_decoder(
         manifest: Manifest,
-        model: Model<B>,
+        mut model: Model<B>,
         tokenizer: Tokenizer,
         draft: Option<Draft>,
     ) -> Result<Self> {
+        model.set_context(manifest.prompt.longest(&manifest.labels));
         let labels: Vec<Vec<u32>> = manifest.labels.iter().map(|label| label.ids.clone()).collect();
         let scoring = Scoring::tokens(&model, &labels, &manifest.prompt, draft)?;
         let reader = Reader::Model(Box::new(Trained { model, scoring, tokenizer }));

@@ -1,10 +1,10 @@
 //! The run folder: an adapter that PEFT loads, a tokenizer that transformers loads, and `frontdesk.json`.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use engine::{Draft, DraftEntry, Head, Lora, Projection, Trainable, Weights};
-use formats::{AdapterConfig, BaseModel, DType, ModelConfig, Tokenizer, safetensors, store};
+use formats::{AdapterConfig, BaseModel, DType, ModelConfig, Pooling, Tokenizer, safetensors, store};
 
 use crate::checkpoint::Checkpoint;
 use crate::manifest::{FORMAT, Manifest, Measured};
@@ -69,10 +69,10 @@ impl RunFolder {
         }
         for (name, expected) in &manifest.files {
             // Names come from the file; they must not lead out of the folder.
-            let plain = Path::new(name).file_name().is_some_and(|plain| plain == name.as_str());
+            let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
             let file = path.join(name);
             let found =
-                if plain { store::sha256_file(&file)? } else { "not read: the name leads elsewhere".into() };
+                if inside { store::sha256_file(&file)? } else { "not read: the name leads elsewhere".into() };
             if found != *expected {
                 return Err(Error::Changed { path: file, expected: expected.clone(), found });
             }
@@ -250,6 +250,17 @@ impl RunFolder {
                         write_weights(path, trainable, config)?;
                         store::write_atomically(path.join(CONFIG), config_json.as_bytes())?;
                         own.extend([WEIGHTS, CONFIG]);
+                        if let Some(pooling) = config.pooling_json() {
+                            let place = path.join(Pooling::FILE);
+                            let folder = place.parent().unwrap_or(path);
+                            std::fs::create_dir_all(folder).map_err(|source| Error::Io {
+                                path: folder.to_path_buf(),
+                                action: "written",
+                                source,
+                            })?;
+                            store::write_atomically(&place, pooling.as_bytes())?;
+                            own.push(Pooling::FILE);
+                        }
                     }
                     trainable.head(config)
                 }

@@ -142,7 +142,9 @@ fn train_held<B: Backend>(
         Ok::<_, Error>(plans[0])
     };
     let memory = body.as_ref().map(memory).transpose()?;
-    let models = Model::load_each(backends, &base, storage)?;
+    let mut models = Model::load_each(backends, &base, storage)?;
+    let longest = encoded.prompt.longest(&encoded.labels);
+    models.iter_mut().for_each(|model| model.set_context(longest));
     let trainable = match body {
         Some(Body::Weights) => Some(Trainable::weights(&base)?),
         Some(Body::Lora(lora)) => Some(Adapter::new(lora, &base.config, recipe.seed).into()),

@@ -114,6 +114,35 @@ fn encoders_learn_as_pytorch_does() {
     }
 }
 
+/// A head on the first output, as BERT's own heads are.
+#[test]
+fn a_head_on_the_first_output_has_pytorchs_gradients() {
+    for name in ENCODERS {
+        let case = Case { pooling: Pooling::First, ..Case::open(name) };
+        let mut trainer = case.trainer_of(Cpu::<f32>::new(), What::Weights, 4096);
+        let examples = case.texts();
+        let texts: Vec<&[u32]> = examples.iter().map(|example| &example.query[..]).collect();
+        let width = trainer.config().hidden_size;
+        let features = Features::new(Vec::new()).compute(trainer.model(), &texts, &mut |_| {}).unwrap();
+        for (index, feature) in features.chunks_exact(width).enumerate() {
+            let outputs = case.tensor(&format!("base.outputs.{index}"));
+            assert_close(feature, &outputs[..width], LOGITS, &format!("{name} {index}"));
+        }
+        let loss = number(&case.spec["loss"]["first"]);
+        assert_close(&[trainer.step().unwrap().loss], &[loss], 2e-5, name);
+        let mut compared = 0;
+        for (tensor, found) in gradients(&trainer) {
+            // Of the weights themselves the fixture holds vectors alone, which is every layer's.
+            let Some(expected) = case.find(&format!("first.grad.{tensor}")) else { continue };
+            let largest = expected.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+            let tolerance = (GRADIENTS * largest).max(2e-8);
+            assert_close(&found, &expected, tolerance, &format!("{name} {tensor}"));
+            compared += 1;
+        }
+        assert_eq!(compared, 2 + 2 * 10 + 2, "{name}");
+    }
+}
+
 #[test]
 fn every_weight_of_a_decoder_has_pytorchs_gradient() {
     for name in DECODERS {

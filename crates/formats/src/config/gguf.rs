@@ -1,7 +1,7 @@
 //! The keys of a GGUF file.
 
 use crate::gguf::{Gguf, GgufWriter, Value};
-use crate::{Activation, DType, Error, Family, ModelConfig, Result, Rope, Tensor};
+use crate::{Activation, DType, Error, Family, ModelConfig, Pooling, Result, Rope, Tensor};
 
 const ARCHITECTURE: &str = "general.architecture";
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
@@ -75,6 +75,7 @@ impl ModelConfig {
             activation: Activation::Silu,
             rope: Some(rope(gguf, theta, head_dim)?),
             windows: Vec::new(),
+            pooling: Pooling::default(),
             token_types: 0,
             tied_embeddings: gguf.shape("output.weight").is_none(),
             bos_token_id: id("bos")?,

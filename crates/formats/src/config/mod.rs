@@ -22,6 +22,17 @@ pub enum Activation {
     GeluTanh,
 }
 
+/// How an encoder's outputs become one vector; a decoder is read at its last token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// The mean over the text's tokens (Reimers and Gurevych, 2019).
+    #[default]
+    Mean,
+    /// The output at the first token (Devlin et al., 2019).
+    First,
+}
+
 /// Everything about a model that is not a weight.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
@@ -52,6 +63,9 @@ pub struct ModelConfig {
     /// Tokens that a layer's attention looks back over, the own one included, where it is not all; one for each
     /// layer, or none at all when every layer sees everything.
     pub windows: Vec<Option<usize>>,
+    /// Of an encoder.
+    #[serde(default)]
+    pub pooling: Pooling,
     /// Kinds of text that the model tells apart (a pair's first and second); 0 where it has no such table.
     pub token_types: usize,
     /// Whether the output head is the embedding table.
@@ -74,7 +88,18 @@ impl ModelConfig {
         slots(self).iter().map(|slot| slot.shape.iter().product::<usize>()).sum()
     }
 
-    /// Whether every token sees the whole text, so that a text is read by the mean of its outputs.
+    /// Gets ready for texts of up to `tokens` tokens: where they do not fit the context that a longrope model was first
+    /// trained with, all texts turn by the divisors of the long context (as vLLM and llama.cpp choose, once a model).
+    pub fn set_context(&mut self, tokens: usize) {
+        if let Some(Rope {
+            scaling: Some(RopeScaling::Long { original_max_positions, beyond, .. }), ..
+        }) = &mut self.rope
+        {
+            *beyond = tokens > *original_max_positions;
+        }
+    }
+
+    /// Whether every token sees the whole text, so that a text is read by the [`Pooling`] of its outputs.
     pub fn is_encoder(&self) -> bool {
         self.family.traits().bidirectional
     }
@@ -114,16 +139,18 @@ impl ModelConfig {
         if self.rope.is_some() && !self.head_dim.is_multiple_of(2) {
             return refuse("head size", self.head_dim, "an even number".into());
         }
-        if let Some(RopeScaling::Long { short, original_max_positions, attention_factor }) =
+        if let Some(RopeScaling::Long { short, long, original_max_positions, attention_factor, .. }) =
             self.rope.as_ref().and_then(|rope| rope.scaling.as_ref())
         {
-            let sound = short.len() == self.head_dim / 2
-                && short.iter().all(|divisor| divisor.is_finite() && *divisor > 0.0)
-                && *original_max_positions > 1
-                && attention_factor.is_finite();
-            if !sound {
-                let supported = format!("{} positive divisors and a context above 1", self.head_dim / 2);
-                return Err(Error::unsupported(path, "short_factor", format!("{short:?}"), supported));
+            for (key, divisors) in [("short_factor", short), ("long_factor", long)] {
+                let sound = divisors.len() == self.head_dim / 2
+                    && divisors.iter().all(|divisor| divisor.is_finite() && *divisor > 0.0)
+                    && *original_max_positions > 1
+                    && attention_factor.is_finite();
+                if !sound {
+                    let supported = format!("{} positive divisors and a context above 1", self.head_dim / 2);
+                    return Err(Error::unsupported(path, key, format!("{divisors:?}"), supported));
+                }
             }
         }
         let theta = self.rope.as_ref().map_or(1.0, |rope| rope.theta);
