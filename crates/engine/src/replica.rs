@@ -46,7 +46,8 @@ impl<B: Backend> Replica<B> {
             None => model.train_weights(),
         }
         let (width, at) = (model.config().hidden_size, trainable.head_at(model.config()));
-        let classifier = trainable.classes.map(|classes| Classifier::new(at, classes, width, model.config().pooling));
+        let classifier =
+            trainable.classes.map(|classes| Classifier::new(at, classes, width, model.config().pooling));
         let optimizer = Optimizer::new(&model.backend, &trainable.values);
         let (most, recompute) = (most_rows(&model.backend), options.recompute);
         let fit = || rows_that_fit(&model, recompute).map_or(most, |fit| fit.min(most));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use engine::{
     Adapter, Balance, Body, Head, MemoryPlan, Model, Sampler, Storage, Trainable, Trainer, TrainerOptions,
 };
-use formats::{BaseModel, store};
+use formats::{BaseModel, Tokenizer, store};
 use kernels::{Backend, bf16};
 use routing::calibration::{Calibration, Goal, Scored, Thresholds, probabilities, top};
 use routing::metrics::Metrics;
@@ -84,7 +84,8 @@ pub fn train<B: Backend>(
     let tokenizer = base.tokenizer()?;
     let encoded = Encoded::new(data, &base, &tokenizer, recipe)?;
     let checkpoint = Checkpoint::begin(out, fingerprint(data, &base, &encoded, recipe)?, resume)?;
-    match train_held(backends, base, plan, data, encoded, &checkpoint, out, resume, observer, begun) {
+    let inputs = Inputs { backends, base, tokenizer, data, encoded, plan, out, resume, begun };
+    match train_held(inputs, &checkpoint, observer) {
         Ok(outcome) => {
             checkpoint.remove()?;
             Ok(outcome)
@@ -96,19 +97,26 @@ pub fn train<B: Backend>(
     }
 }
 
+/// What a run is made of.
+struct Inputs<'a, B> {
+    backends: Vec<B>,
+    base: BaseModel,
+    tokenizer: Tokenizer,
+    data: &'a TrainData,
+    encoded: Encoded,
+    plan: &'a Plan,
+    out: &'a Path,
+    resume: bool,
+    begun: Instant,
+}
+
 /// [`train()`] in a folder that is this process's own.
 fn train_held<B: Backend>(
-    mut backends: Vec<B>,
-    base: BaseModel,
-    plan: &Plan,
-    data: &TrainData,
-    encoded: Encoded,
+    inputs: Inputs<'_, B>,
     checkpoint: &Checkpoint,
-    out: &Path,
-    resume: bool,
     observer: &mut dyn Observer,
-    begun: Instant,
 ) -> Result<Outcome> {
+    let Inputs { mut backends, base, tokenizer, data, encoded, plan, out, resume, begun } = inputs;
     let recipe = &plan.recipe;
     let (method, lr) = (recipe.method_for(&base), recipe.lr_for(&base));
     if method == Method::Head {
@@ -116,7 +124,6 @@ fn train_held<B: Backend>(
         backends.truncate(1);
     }
     let (device, devices) = (device_name(&backends), backends.len());
-    let tokenizer = base.tokenizer()?;
     let state = if resume { checkpoint.load()? } else { None };
     if !resume {
         write_json(&Checkpoint::plan_path(out), plan)?;
