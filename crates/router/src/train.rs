@@ -129,17 +129,8 @@ fn train_held<B: Backend>(
         write_json(&Checkpoint::plan_path(out), plan)?;
     }
 
-    let storage = match method {
-        Method::Full => Storage::Expanded,
-        Method::Qlora => Storage::FourBits,
-        Method::Lora | Method::Head | Method::Linear => Storage::AsStored,
-    };
+    let (storage, body) = what_trains(method, recipe);
     let head_size = encoded.labels.len() * (base.config.hidden_size + 1);
-    let body = match method {
-        Method::Full => Some(Body::Weights),
-        Method::Lora | Method::Qlora => Some(Body::Lora(recipe.lora.clone())),
-        Method::Head | Method::Linear => None,
-    };
     let head = if base.config.is_encoder() { head_size } else { 0 };
     let sizes = encoded.pass_sizes(recipe, devices);
     let memory = |body| {
@@ -151,7 +142,9 @@ fn train_held<B: Backend>(
     let memory = body.as_ref().map(memory).transpose()?;
     let mut models = Model::load_each(backends, &base, storage)?;
     let longest = encoded.prompt.longest(&encoded.labels);
-    models.iter_mut().for_each(|model| model.set_context(longest));
+    for model in &mut models {
+        model.set_context(longest);
+    }
     let trainable = match body {
         Some(Body::Weights) => Some(Trainable::weights(&base)?),
         Some(Body::Lora(lora)) => Some(Adapter::new(lora, &base.config, recipe.seed).into()),
@@ -220,6 +213,16 @@ fn train_held<B: Backend>(
     let seconds = begun.elapsed().as_secs_f64();
     let run = RunFolder::write(out, manifest, &trained, Some(base), measured(seconds))?;
     Ok(Outcome { run, steps: taken, seconds, device_bytes })
+}
+
+/// How a method keeps the weights, and what it trains in them.
+fn what_trains(method: Method, recipe: &Recipe) -> (Storage, Option<Body>) {
+    match method {
+        Method::Full => (Storage::Expanded, Some(Body::Weights)),
+        Method::Qlora => (Storage::FourBits, Some(Body::Lora(recipe.lora.clone()))),
+        Method::Lora => (Storage::AsStored, Some(Body::Lora(recipe.lora.clone()))),
+        Method::Head | Method::Linear => (Storage::AsStored, None),
+    }
 }
 
 /// What runs and how, on one device or on several: `2 x cuda NVIDIA H100 bf16`.
