@@ -161,7 +161,7 @@ impl Recipe {
 /// Learning rates, as `docs/log.md` found them.
 const LORA_DECODER_LR: f32 = 7e-4;
 const LORA_ENCODER_LR: f32 = 1e-3;
-const FULL_DECODER_LR: f32 = 2e-4;
+const FULL_DECODER_LR: f32 = 3e-4;
 const FULL_ENCODER_LR: f32 = 2e-4;
 /// Steps below which more passes are made.
 const FEWEST_STEPS: f32 = 300.0;
