@@ -57,7 +57,8 @@ impl Case {
         rows_per_pass: usize,
         change: impl Fn(TrainerOptions) -> TrainerOptions,
     ) -> Trainer<B> {
-        let base = BaseModel::open(&self.folder).unwrap();
+        let mut base = BaseModel::open(&self.folder).unwrap();
+        base.config.pooling = self.pooling;
         let models = Model::load_each(backends, &base, Storage::Expanded).unwrap();
         let examples = if models[0].is_encoder() { self.texts() } else { self.examples() };
         let trainable = self.trainable(&models[0], what);
