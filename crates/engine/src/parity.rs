@@ -16,7 +16,7 @@ mod training;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use formats::BaseModel;
+use formats::{BaseModel, Pooling};
 use kernels::{Backend, Cpu, Encoding};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -51,6 +51,9 @@ fn number(value: &Value) -> f32 {
 /// One small model with everything that PyTorch says of it.
 struct Case {
     folder: PathBuf,
+    pooling: Pooling,
+    /// Tokens that the longest text may have.
+    context: usize,
     spec: Value,
     tensors: Vec<u8>,
     prefix: Vec<u32>,
@@ -62,11 +65,16 @@ impl Case {
         let spec = json(&folder.join("case.json"));
         // Encoders have no prompt.
         let prefix = if spec["prefix"].is_array() { ids(&spec["prefix"]) } else { Vec::new() };
-        Self { tensors: std::fs::read(folder.join("case.safetensors")).unwrap(), spec, prefix, folder }
+        let tensors = std::fs::read(folder.join("case.safetensors")).unwrap();
+        Self { tensors, spec, prefix, folder, pooling: Pooling::Mean, context: 0 }
     }
 
     fn model<B: Backend>(&self, backend: B) -> Model<B> {
-        Model::load(backend, &BaseModel::open(&self.folder).unwrap(), Storage::Expanded).unwrap()
+        let mut base = BaseModel::open(&self.folder).unwrap();
+        base.config.pooling = self.pooling;
+        let mut model = Model::load(backend, &base, Storage::Expanded).unwrap();
+        model.set_context(self.context);
+        model
     }
 
     /// With the adapter beside the weights, or merged into them.
@@ -98,12 +106,12 @@ impl Case {
     }
 
     fn examples(&self) -> Vec<Example> {
-        let split = |(ids, prompt): (Vec<u32>, usize)| Example {
-            query: ids[self.prefix.len()..prompt].to_vec(),
-            target: ids[prompt..].to_vec(),
-            weight: 1.0,
-        };
-        self.sequences().map(split).collect()
+        self.sequences().map(|sequence| self.example(sequence)).collect()
+    }
+
+    fn example(&self, (ids, prompt): (Vec<u32>, usize)) -> Example {
+        let (query, target) = (ids[self.prefix.len()..prompt].to_vec(), ids[prompt..].to_vec());
+        Example { query, target, weight: 1.0 }
     }
 
     fn trainer<B: Backend>(&self, backend: B, rows_per_pass: usize, batch: usize) -> Trainer<B> {

@@ -64,3 +64,37 @@ fn loss_and_gradients_of_the_other_decoders_equal_peft() {
         }
     }
 }
+
+/// Beyond the window that a longrope model was first trained with, other divisors rule.
+#[test]
+fn a_text_beyond_the_original_window_equals_transformers() {
+    let case = Case { context: 90, ..Case::open(OTHER_DECODERS[0]) };
+    let sequence = &case.spec["beyond"];
+    let (ids, prompt) = (ids(&sequence["ids"]), sequence["prompt"].as_u64().unwrap() as usize);
+    let mut model = case.model(Cpu::<f32>::new());
+    let adapter = case.adapter(&model, "adapter");
+    model.attach(&adapter);
+    let expected = case.tensor("beyond.logits");
+    let expected: Vec<f32> = expected.chunks_exact(model.config().vocab_size).flat_map(log_softmax).collect();
+    assert_close(&all_log_probs(&model, &ids), &expected, LOGITS, "beyond");
+
+    let sampler = Sampler::new(1, 1, 0, None);
+    let options = options(&case.spec["optimizer"], 4096, 1);
+    let example = vec![case.example((ids, prompt))];
+    let trainer = |case: &Case, adapter| {
+        let model = case.model(Cpu::<f32>::new());
+        let (prefix, example) = (case.prefix.clone(), example.clone());
+        Trainer::new([model], adapter, prefix, example, sampler.clone(), options.clone())
+    };
+    let mut within = trainer(&case, adapter).unwrap();
+    let report = within.step().unwrap();
+    assert_close(&[report.loss], &[number(&case.spec["loss"]["beyond"])], 2e-5, "loss");
+    for (tensor, (_, found)) in named_gradients(&within) {
+        let expected = case.tensor(&format!("beyond.grad.{tensor}"));
+        assert_like(&found, &expected, GRADIENTS, &format!("beyond {tensor}"));
+    }
+
+    // Without a context that it fits, it is refused.
+    let refused = trainer(&Case { context: 0, ..case }, within.adapter());
+    assert!(matches!(refused, Err(crate::Error::TooLong { tokens: 90, limit: 64 })));
+}
