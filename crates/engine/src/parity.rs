@@ -4,7 +4,6 @@
 #![allow(clippy::float_cmp)] // Promises of equal bits are tested as such.
 
 mod decoders;
-mod draft;
 mod features;
 mod gpu;
 mod itself;

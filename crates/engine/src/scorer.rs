@@ -67,6 +67,9 @@ pub struct Scorer<B: Backend> {
     found: B::Wide,
     pass: Option<B::Pass>,
     recording: B::Recording,
+    /// Passes run so far.
+    #[cfg(test)]
+    pub(crate) passes: usize,
 }
 
 impl<B: Backend> Scorer<B> {
@@ -87,6 +90,8 @@ impl<B: Backend> Scorer<B> {
             found: model.backend.wide(0),
             pass: None,
             recording: B::Recording::default(),
+            #[cfg(test)]
+            passes: 0,
         };
         scorer.reset(model);
         Ok(scorer)
@@ -210,6 +215,10 @@ impl<B: Backend> Scorer<B> {
         chosen: &[u32],
         wanted: &[(u32, u32)],
     ) -> Vec<f32> {
+        #[cfg(test)]
+        {
+            self.passes += 1;
+        }
         let ops = &model.backend;
         let more_wanted = ops.wide_len(&self.found) < wanted.len();
         if more_wanted {

@@ -131,6 +131,8 @@ pub(crate) struct Encoded {
     pub(crate) valid_labels: Vec<usize>,
     /// Queries cut to the longest length.
     pub(crate) cut: usize,
+    /// What guesses a label from a query's tokens; nothing where a head reads the query.
+    pub(crate) draft: Option<Draft>,
 }
 
 impl Encoded {
@@ -192,14 +194,10 @@ impl Encoded {
         let labels =
             rows.map(|((text, ids), examples)| LabelRecord { text: text.clone(), ids, examples }).collect();
         let valid_labels = data.valid.iter().map(label_of).collect();
-        Ok(Self { prompt, labels, train, train_labels, valid, valid_labels, cut })
-    }
-
-    /// What guesses a label from a query's tokens; nothing where a head reads the query.
-    pub(crate) fn draft(&self) -> Option<Draft> {
-        let queries = self.train.iter().map(|example| &example.query[..]);
-        let spelled = self.labels.first().is_some_and(|label| !label.ids.is_empty());
-        spelled.then(|| Draft::fit(self.labels.len(), queries.zip(self.train_labels.iter().copied())))
+        let queries = train.iter().map(|example| &example.query[..]);
+        let counted = queries.zip(train_labels.iter().copied());
+        let draft = (!by_head).then(|| Draft::fit(names.len(), counted));
+        Ok(Self { prompt, labels, train, train_labels, valid, valid_labels, cut, draft })
     }
 
     /// The first examples as pieces of text, each with whether it carries loss.

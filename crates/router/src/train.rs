@@ -196,7 +196,6 @@ fn train_held<B: Backend>(
             let found = transfer(&models[0], &encoded, data.valid_file.is_some(), observer)?;
             (Trained::Head(found.head), head_size, 0, 0, 0, found.log_probs, models[0].backend().peak_bytes())
         };
-    let draft = encoded.draft();
     let manifest = Manifest {
         method,
         base: base_record,
@@ -208,8 +207,12 @@ fn train_held<B: Backend>(
         best_step,
         ..manifest(encoded.labels, &log_probs, &encoded.valid_labels, data, recipe)
     };
-    let base =
-        FromBase { config: &config, config_json: &config_json, tokenizer: &tokenizer, draft: draft.as_ref() };
+    let base = FromBase {
+        config: &config,
+        config_json: &config_json,
+        tokenizer: &tokenizer,
+        draft: encoded.draft.as_ref(),
+    };
     let seconds = begun.elapsed().as_secs_f64();
     let run = RunFolder::write(out, manifest, &trained, Some(base), measured(seconds))?;
     Ok(Outcome { run, steps: taken, seconds, device_bytes })
@@ -350,7 +353,7 @@ impl<'a, B: Backend> Training<'a, B> {
         let trainer = Trainer::new(models, trainable, prefix, encoded.train.clone(), sampler, options)?;
         let scoring = match trainer.head() {
             Some(head) => Scoring::head(head, &encoded.prompt),
-            None => Scoring::tokens(trainer.model(), &labels, &encoded.prompt, encoded.draft())?,
+            None => Scoring::tokens(trainer.model(), &labels, &encoded.prompt, encoded.draft.clone())?,
         };
         Ok(Self { trainer, scoring, encoded, recipe, observer, total_steps, best: None })
     }

@@ -1,6 +1,7 @@
 //! Label scores against transformers, against their own bound, and against themselves in another batch.
 
 use super::*;
+use crate::Draft;
 
 #[test]
 fn label_scores_equal_transformers() {
@@ -43,22 +44,73 @@ fn the_error_bound_holds() {
     }
 }
 
+/// A scorer for the labels of a case, and its queries.
+fn with_scorer<B: Backend>(
+    backend: B,
+    encoding: Option<Encoding>,
+    check: impl FnOnce(&Model<B>, &mut Scorer<B>, &[&[u32]]),
+) {
+    let case = Case::open("scaled");
+    let model = case.with_adapter(backend, encoding);
+    let examples = case.examples();
+    let queries: Vec<&[u32]> = examples.iter().map(|e| &e.query[..]).collect();
+    let options = ScorerOptions::default();
+    let mut scorer = Scorer::new(&model, case.trie(), case.prefix.clone(), options).unwrap();
+    check(&model, &mut scorer, &queries);
+}
+
 #[test]
 fn an_answer_does_not_depend_on_the_batch() {
     fn bits<B: Backend>(backend: B, encoding: Option<Encoding>) {
-        let case = Case::open("scaled");
-        let model = case.with_adapter(backend, encoding);
-        let examples = case.examples();
-        let queries: Vec<&[u32]> = examples.iter().map(|e| &e.query[..]).collect();
-        let mut scorer =
-            Scorer::new(&model, case.trie(), case.prefix.clone(), ScorerOptions::default()).unwrap();
-        let together = scorer.score(&model, &queries).unwrap();
-        for (query, together) in queries.iter().zip(&together) {
-            assert_eq!(&scorer.score(&model, &[query]).unwrap()[0], together);
-        }
+        with_scorer(backend, encoding, |model, scorer, queries| {
+            let together = scorer.score(model, queries).unwrap();
+            for (query, together) in queries.iter().zip(&together) {
+                assert_eq!(&scorer.score(model, &[query]).unwrap()[0], together);
+            }
+        });
     }
     for encoding in [None, Some(Encoding::Compute), Some(Encoding::Int8)] {
         bits(Cpu::<f32>::new(), encoding);
         bits(Cpu::<kernels::bf16>::new(), encoding);
     }
+}
+
+/// A label guessed before the first pass, right or wrong, changes no bit of any score; right ones save passes.
+#[test]
+fn a_guess_changes_no_answer() {
+    fn bits<B: Backend>(backend: B, encoding: Option<Encoding>) {
+        with_scorer(backend, encoding, |model, scorer, queries| {
+            let plain = scorer.score(model, queries).unwrap();
+            let labels = scorer.trie().labels();
+            let mut right = 0;
+            for shift in 0..labels {
+                let guesses = queries.iter().enumerate().map(|(row, query)| (*query, (row + shift) % labels));
+                let draft = Draft::fit(labels, guesses);
+                right += queries.iter().zip(&plain).filter(|(q, s)| draft.guess(q) == s.best().0).count();
+                scorer.guess_with(draft);
+                assert_eq!(scorer.score(model, queries).unwrap(), plain);
+                assert_eq!(scorer.score(model, &queries[..1]).unwrap(), plain[..1]);
+            }
+            assert!((1..labels * queries.len()).contains(&right), "{right} right guesses");
+        });
+    }
+    bits(Cpu::<f32>::new(), None);
+    bits(Cpu::<kernels::bf16>::new(), Some(Encoding::Int8));
+}
+
+#[test]
+fn the_first_pass_computes_the_guess() {
+    let case = Case::open("scaled");
+    let model = case.model(Cpu::<f32>::new());
+    let query = &case.examples()[0].query;
+    let trie = LabelTrie::new(&[vec![5, 6, 7]]).unwrap();
+    let mut scorer = Scorer::new(&model, trie, case.prefix.clone(), ScorerOptions::default()).unwrap();
+    let passes = |scorer: &mut Scorer<_>| {
+        let before = scorer.passes;
+        scorer.score(&model, &[query]).unwrap();
+        scorer.passes - before
+    };
+    assert_eq!(passes(&mut scorer), 2, "the query, then the label");
+    scorer.guess_with(Draft::fit(1, [(&query[..], 0)].into_iter()));
+    assert_eq!(passes(&mut scorer), 1);
 }
