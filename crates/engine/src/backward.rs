@@ -3,10 +3,10 @@
 use formats::{ModelConfig, Part};
 use kernels::{Backend, Direction, GatedLayer, Linear, Output, PassSpec};
 
-use crate::block::{Block, Saved};
+use crate::block::{Block, GATE_UP, QUERY_KEY_VALUE, Saved};
 use crate::classifier::Classifier;
 use crate::forward::{Kv, Stream};
-use crate::model::{FeedForward, GATE_UP, Model, QUERY_KEY_VALUE};
+use crate::model::{FeedForward, Model};
 use crate::tree::{Labelled, TokenTree};
 use crate::weights::Place;
 

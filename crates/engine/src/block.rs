@@ -1,6 +1,13 @@
 //! One block: its weights and the buffers of a pass through it.
 
-use kernels::{Backend, Linear, Norm};
+use formats::Part;
+use kernels::{Backend, Linear, Norm, Slot};
+
+use crate::lora::LoraEntry;
+
+/// What runs as one product with queries, and with gates; of each what the family has.
+pub(crate) const QUERY_KEY_VALUE: [Part; 4] = [Part::Query, Part::Key, Part::Value, Part::QueryKeyValue];
+pub(crate) const GATE_UP: [Part; 3] = [Part::Gate, Part::Up, Part::GateUp];
 
 /// A block: `x += out(attention(norm1(x)))`, `x += down(f(up(norm2(x))))`; where norms follow the sums,
 /// `x = norm1(x + out(attention(x)))`, `x = norm2(x + down(f(up(x))))`.
@@ -24,6 +31,29 @@ impl<B: Backend> Block<B> {
 
     pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear<B>> {
         [&mut self.qkv, &mut self.out, &mut self.up, &mut self.down].into_iter()
+    }
+
+    /// A slot for each pair of LoRA, in the rows of the product that its part has.
+    pub(crate) fn open_slots(&mut self, entries: impl Iterator<Item = LoraEntry>, scale: f32) {
+        self.linears_mut().for_each(|linear| linear.slots.clear());
+        for entry in entries {
+            let (q, kv) = (self.out.inputs, (self.qkv.outputs - self.out.inputs) / 2);
+            let (linear, start) = match entry.part {
+                Part::Key => (&mut self.qkv, q),
+                Part::Value => (&mut self.qkv, q + kv),
+                Part::Output => (&mut self.out, 0),
+                // Behind the gates, where there are any.
+                Part::Up => {
+                    let gates = self.up.outputs - self.down.inputs;
+                    (&mut self.up, gates)
+                }
+                Part::Gate | Part::GateUp => (&mut self.up, 0),
+                Part::Down => (&mut self.down, 0),
+                _ => (&mut self.qkv, 0),
+            };
+            let rows = start..start + entry.outputs;
+            linear.slots.push(Slot { rows, rank: entry.rank, scale, a: entry.a, b: entry.b });
+        }
     }
 }
 

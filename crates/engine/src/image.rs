@@ -7,7 +7,8 @@ use formats::BaseModel;
 use kernels::{Backend, Images, Mapped};
 
 use crate::block::Block;
-use crate::model::{Model, Source};
+use crate::load::Source;
+use crate::model::Model;
 use crate::{Error, Result};
 
 impl<B: Backend> Model<B> {

@@ -6,8 +6,8 @@ use formats::{BaseModel, DType, Part};
 use kernels::{Backend, BlockFormat};
 
 use crate::backward::Tape;
+use crate::load::Storage;
 use crate::lora::LoraEntry;
-use crate::model::Storage;
 use crate::trainable::Body;
 use crate::trainer::{BESIDE_PASSES, most_rows, with_growth};
 use crate::weights::Weights;

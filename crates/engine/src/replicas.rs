@@ -7,8 +7,9 @@ use formats::BaseModel;
 use kernels::Backend;
 
 use crate::Result;
+use crate::load::Storage;
 use crate::loss_scale::LossScale;
-use crate::model::{Model, Storage};
+use crate::model::Model;
 use crate::replica::{Examples, Replica};
 use crate::trainable::Trainable;
 use crate::trainer::TrainerOptions;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use formats::{BaseModel, ModelConfig, Part};
 
 use crate::Result;
-use crate::model::{GATE_UP, QUERY_KEY_VALUE};
+use crate::block::{GATE_UP, QUERY_KEY_VALUE};
 
 /// A tensor of the model and its place in the parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,6 +12,7 @@ mod examples;
 mod export;
 mod linear;
 mod log;
+mod machine;
 mod manifest;
 mod observer;
 mod packed;
@@ -21,7 +22,9 @@ mod router;
 mod run;
 mod scoring;
 mod train;
+mod training;
 mod transfer;
+mod verdict;
 
 pub use calibrate::{CalibrateOptions, Calibrated};
 pub use engine::StepReport;
@@ -29,6 +32,7 @@ pub use error::{Error, Result};
 pub use examples::TrainData;
 pub use export::{Accuracy, Card, Export, Flip, Gate, MostFlips, Target};
 pub use linear::train_linear;
+pub use machine::{device_name, peak_memory};
 pub use manifest::{
     BaseRecord, CascadeRecord, DataRecord, LabelRecord, Manifest, Measured, ValidationRecord,
 };
@@ -38,4 +42,4 @@ pub use plan::{Method, Plan, Recipe, VALIDATIONS};
 pub use prompt::{DEFAULT_SYSTEM, Prompt, Query};
 pub use router::{Answer, Router};
 pub use run::{RunFolder, measured};
-pub use train::{Outcome, device_name, peak_memory, train};
+pub use train::{Outcome, train};

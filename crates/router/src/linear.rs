@@ -7,11 +7,12 @@ use routing::linear::{LinearConfig, LinearModel, StoredLinear};
 
 use crate::checkpoint::Checkpoint;
 use crate::examples::TrainData;
-use crate::manifest::{LabelRecord, Manifest};
+use crate::manifest::{LabelRecord, Manifest, Measured};
 use crate::observer::{Observer, Started};
 use crate::plan::{Method, Plan};
 use crate::run::{RunFolder, Trained};
-use crate::train::{Outcome, manifest, measured};
+use crate::train::Outcome;
+use crate::verdict::judged;
 use crate::{Error, Result};
 
 /// Trains a linear model of n-grams, which needs no base model, and writes the run folder `out`. It is judged on the
@@ -71,11 +72,11 @@ pub fn train_linear(
         trainable: model.n_weights(),
         parameters: model.n_weights(),
         device: "cpu f32".to_owned(),
-        ..manifest(labels, &log_probs, &valid_labels, data, &plan.recipe)
+        ..judged(labels, &log_probs, &valid_labels, data, &plan.recipe)
     };
     let seconds = begun.elapsed().as_secs_f64();
     let trained = Trained::Linear(StoredLinear::from(&model));
-    let run = RunFolder::write(out, manifest, &trained, None, measured(seconds))?;
+    let run = RunFolder::write(out, manifest, &trained, None, Measured::until_now(seconds))?;
     held.remove()?;
     Ok(Outcome { run, steps: 0, seconds, device_bytes: None })
 }

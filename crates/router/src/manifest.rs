@@ -8,6 +8,7 @@ use routing::cascade::{CascadeGoal, CascadePoint};
 use routing::compare::{Interval, wilson};
 use serde::{Deserialize, Serialize};
 
+use crate::machine::peak_memory;
 use crate::plan::{Method, Recipe};
 use crate::prompt::Prompt;
 
@@ -160,6 +161,13 @@ pub struct Measured {
     pub seconds: f64,
     /// Its peak memory, where the system tells.
     pub peak_memory_bytes: Option<u64>,
+}
+
+impl Measured {
+    /// Of this process, which took so long.
+    pub(crate) fn until_now(seconds: f64) -> Self {
+        Self { seconds, peak_memory_bytes: peak_memory() }
+    }
 }
 
 /// A data file.
