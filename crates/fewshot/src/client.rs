@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 use reqwest::{StatusCode, Url};
 use serde_json::Value;
 use tokio::time::{Instant, sleep, sleep_until};
+use wire::{Backoff, asked_wait, shown};
 
 use crate::answer::Answer;
-use crate::backoff::{Backoff, asked_wait};
 use crate::chat::{Message, Reply, error_message};
-use crate::endpoint::{Endpoint, shown};
+use crate::endpoint::Endpoint;
 use crate::tokens::TokenCounter;
 use crate::{Error, Result};
 
@@ -67,18 +67,18 @@ pub(crate) enum Fault {
 }
 
 impl Client {
+    /// How a whole data set is asked about: rate limits are mostly counted over a minute, and the seven waits add up
+    /// to at least half and at most one.
+    pub const PATIENT: Backoff =
+        Backoff { tries: 8, first: Duration::from_millis(500), longest: Duration::from_mins(2) };
+
     /// A client that gives each request this long.
     ///
     /// # Errors
     /// [`Error::NoKey`] and [`Error::MalformedKey`] when the environment holds no usable key; [`Error::Client`] when
     /// the system's certificates cannot be used.
     pub fn new(endpoint: Endpoint, backoff: Backoff, timeout: Duration) -> Result<Self> {
-        // Fails when a provider is there already, which serves as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("frontdesk/", env!("CARGO_PKG_VERSION")))
-            // A redirect would carry the key to another place.
-            .redirect(reqwest::redirect::Policy::none())
+        let http = wire::client()
             .connect_timeout(timeout)
             .timeout(timeout)
             .default_headers(endpoint.headers()?)

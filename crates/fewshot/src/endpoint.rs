@@ -4,8 +4,8 @@ use std::env;
 
 use reqwest::Url;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use wire::{Secret, shown};
 
-use crate::key::Key;
 use crate::{Error, Result};
 
 const OPENAI: &str = "https://api.openai.com/v1";
@@ -17,7 +17,7 @@ pub struct Endpoint {
     /// The model as the endpoint names it.
     pub model: String,
     base: Url,
-    key: Option<Key>,
+    key: Option<Secret>,
     /// Where the key was looked for.
     key_variable: String,
     needs_key: bool,
@@ -60,7 +60,7 @@ impl Endpoint {
         let base = base_url(&source, &text)?;
         let own = key_variable.is_none();
         let key_variable = key_variable.unwrap_or(KEY_VARIABLE);
-        let key = set(key_variable).and_then(|key| Key::new(&key));
+        let key = set(key_variable).and_then(|key| Secret::new(&key));
         // A variable that was named is meant.
         let needs_key = !own || base.host_str() == Some("api.openai.com");
         let beside = |names: &[&str]| names.iter().find_map(|name| set(name)).filter(|_| own);
@@ -175,11 +175,6 @@ fn base_url(source: &str, text: &str) -> Result<Url> {
         url.set_path("/v1");
     }
     Ok(url)
-}
-
-/// An address without its query and user, where secrets stand.
-pub(crate) fn shown(url: &Url) -> String {
-    format!("{}{}", url.origin().ascii_serialization(), url.path())
 }
 
 #[cfg(test)]

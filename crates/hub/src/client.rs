@@ -1,48 +1,20 @@
 //! Requests to the hub: redirects, the token, refusals, and tries again.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::{
     Method, Response, StatusCode, Url,
-    header::{
-        ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, IF_RANGE, LOCATION, RANGE,
-        RETRY_AFTER,
-    },
+    header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, IF_RANGE, LOCATION, RANGE},
 };
+use wire::{asked_wait, shown};
 
 use crate::{
     catalogue::mirror_of,
     error::{Error, Result},
     hub::Hub,
-    token::Token,
 };
 
 const MAX_REDIRECTS: usize = 10;
-
-/// How failed requests are tried again.
-#[derive(Clone, Debug)]
-pub struct Backoff {
-    /// Tries in all, at least one.
-    pub tries: u32,
-    /// The wait after the first failure; it doubles with each further one.
-    pub first: Duration,
-    /// The longest wait, also for one that the server asks for.
-    pub longest: Duration,
-    /// What waits.
-    pub sleep: fn(Duration),
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self {
-            tries: 5,
-            first: Duration::from_millis(500),
-            // The hub counts requests over five minutes.
-            longest: Duration::from_mins(5),
-            sleep: std::thread::sleep,
-        }
-    }
-}
 
 /// Why one try failed.
 pub(crate) enum Fault {
@@ -104,8 +76,7 @@ fn bare(etag: &str) -> String {
 pub(crate) struct Client<'h> {
     http: reqwest::Client,
     endpoint: Url,
-    token: Option<&'h Token>,
-    backoff: &'h Backoff,
+    hub: &'h Hub,
     repository: &'h str,
 }
 
@@ -115,16 +86,12 @@ impl<'h> Client<'h> {
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https"))
             .ok_or_else(|| Error::Endpoint { endpoint: hub.endpoint.clone() })?;
-        // Fails when a provider is there already, which serves as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("frontdesk/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
+        let http = wire::client()
             .connect_timeout(hub.stall)
             .read_timeout(hub.stall)
             .build()
             .map_err(|source| Error::Client { source: source.into() })?;
-        Ok(Self { http, endpoint, token: hub.token.as_ref(), backoff: &hub.backoff, repository })
+        Ok(Self { http, endpoint, hub, repository })
     }
 
     /// The hub's address of a path; each segment is escaped.
@@ -169,18 +136,17 @@ impl<'h> Client<'h> {
                 }
             };
             tries += 1;
-            if tries >= self.backoff.tries {
+            if tries >= self.hub.backoff.tries {
                 return Err(Error::GaveUp { url: shown(url), tries, source: Box::new(error) });
             }
-            let Backoff { first, longest, sleep, .. } = *self.backoff;
-            let wait = asked.unwrap_or_else(|| first.saturating_mul(1 << (tries - 1).min(20)).min(longest));
-            if wait > longest
+            let wait = asked.unwrap_or_else(|| self.hub.backoff.wait(tries));
+            if wait > self.hub.backoff.longest
                 && let Error::Status { url, status, .. } = error
             {
                 return Err(Error::Busy { url, status, wait_s: wait.as_secs() });
             }
             tracing::warn!("{error}; trying again in {wait:?}");
-            sleep(wait);
+            (self.hub.sleep)(wait);
         }
     }
 
@@ -198,8 +164,9 @@ impl<'h> Client<'h> {
             let home = at.origin() == self.endpoint.origin();
             let mut request =
                 self.http.request(method.clone(), at.clone()).header(ACCEPT_ENCODING, "identity");
-            if home && let Some(token) = self.token {
-                request = request.header(AUTHORIZATION, token.header()?);
+            if home && let Some(token) = &self.hub.token {
+                let value = token.header().ok_or(Error::MalformedToken)?;
+                request = request.header(AUTHORIZATION, value);
             }
             if let Some((start, etag)) = resume {
                 request = request.header(RANGE, format!("bytes={start}-"));
@@ -240,15 +207,11 @@ impl<'h> Client<'h> {
         let message =
             text("x-error-message").map(|text| format!(": {}", text.chars().take(300).collect::<String>()));
         let message = message.unwrap_or_default();
-        let (repository, signed_in) = (self.repository.to_owned(), self.token.is_some());
+        let (repository, signed_in) = (self.repository.to_owned(), self.hub.token.is_some());
         Fault::Final(match (status, text("x-error-code")) {
             (408 | 429 | 500 | 502 | 503 | 504, _) => {
-                // The hub gives seconds; after a date the own backoff must do.
-                let asked = text(RETRY_AFTER.as_str()).and_then(|seconds| seconds.trim().parse().ok());
-                return Fault::Passing(
-                    Error::Status { url, status, message },
-                    asked.map(Duration::from_secs),
-                );
+                let asked = asked_wait(response.headers(), SystemTime::now());
+                return Fault::Passing(Error::Status { url, status, message }, asked);
             }
             (401 | 403, Some("GatedRepo")) if home => Error::Gated {
                 page: self.url(repository.split('/')).into(),
@@ -289,9 +252,4 @@ pub(crate) fn broken(at: &Url, source: reqwest::Error) -> Fault {
 
 pub(crate) fn protocol(at: &Url, reason: impl Into<String>) -> Error {
     Error::Protocol { url: shown(at), reason: reason.into() }
-}
-
-/// An address without its query and user, where secrets stand.
-pub(crate) fn shown(url: &Url) -> String {
-    format!("{}{}", url.origin().ascii_serialization(), url.path())
 }

@@ -8,10 +8,11 @@ use std::{
 
 use reqwest::{StatusCode, Url, header::CONTENT_RANGE};
 use sha2::{Digest, Sha256};
+use wire::shown;
 
 use crate::{
     cache::RepositoryCache,
-    client::{Client, Fault, Reply, broken, protocol, shown},
+    client::{Client, Fault, Reply, broken, protocol},
     error::{Error, Result},
     lock,
     progress::Progress,

@@ -8,7 +8,13 @@ use std::{
     time::Duration,
 };
 
-use crate::{client::Backoff, hub::Hub, token::Token};
+use wire::{Backoff, Secret};
+
+use crate::hub::Hub;
+
+/// The hub counts requests over five minutes.
+const BACKOFF: Backoff =
+    Backoff { tries: 5, first: Duration::from_millis(500), longest: Duration::from_mins(5) };
 
 /// A hub as the variables say; `variable` gives a variable's value.
 pub(crate) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Hub {
@@ -30,8 +36,8 @@ pub(crate) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Hub {
     let hf_home = folder("HF_HOME").unwrap_or_else(|| xdg().join("huggingface"));
     let token_file = folder("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));
     let token = text("HF_TOKEN")
-        .and_then(|token| Token::new(&token))
-        .or_else(|| fs::read_to_string(token_file).ok().and_then(|token| Token::new(&token)));
+        .and_then(|token| Secret::new(&token))
+        .or_else(|| fs::read_to_string(token_file).ok().and_then(|token| Secret::new(&token)));
     let offline = text("HF_HUB_OFFLINE")
         .is_some_and(|value| matches!(value.to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true"));
 
@@ -42,7 +48,8 @@ pub(crate) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Hub {
         token,
         offline,
         python: folder("FRONTDESK_PYTHON"),
-        backoff: Backoff::default(),
+        backoff: BACKOFF,
+        sleep: std::thread::sleep,
         stall: Duration::from_mins(1),
     }
 }

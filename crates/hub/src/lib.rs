@@ -31,13 +31,11 @@ mod lock;
 mod name;
 mod progress;
 mod repository;
-mod token;
 mod wheel;
 
 pub use catalogue::{Entry, Source, catalogue};
-pub use client::Backoff;
 pub use error::{Error, Result};
 pub use hub::{Hub, Pulled};
 pub use progress::Progress;
-pub use token::Token;
 pub use wheel::{Packed, Wheel};
+pub use wire::{Backoff, Secret};

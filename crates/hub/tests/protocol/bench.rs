@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use hub::{Error, Hub, Progress, Pulled, Token};
+use hub::{Error, Hub, Progress, Pulled, Secret};
 use tempfile::TempDir;
 
 use crate::server::{COMMIT, ID, Server, TOKEN};
@@ -26,7 +26,7 @@ impl Bench {
         (hub.home, hub.cache) = (folder.path().join("home"), folder.path().join("cache"));
         (hub.endpoint, hub.token, hub.offline) = (server.endpoint.clone(), None, false);
         hub.backoff.first = Duration::from_secs(1);
-        hub.backoff.sleep = |wait| WAITS.with_borrow_mut(|waits| waits.push(wait.as_secs()));
+        hub.sleep = |wait| WAITS.with_borrow_mut(|waits| waits.push(wait));
         WAITS.take();
         Self { server, hub, _folder: folder }
     }
@@ -49,7 +49,7 @@ impl Bench {
     }
 
     pub(crate) fn sign_in(&mut self) {
-        self.hub.token = Token::new(TOKEN);
+        self.hub.token = Secret::new(TOKEN);
     }
 
     pub(crate) fn pull(&self, name: &str) -> Result<Pulled, Error> {
@@ -83,11 +83,11 @@ pub(crate) const SMALL: [&str; 5] = [
 ];
 
 thread_local! {
-    static WAITS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+    static WAITS: RefCell<Vec<Duration>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The seconds that this thread's downloads wanted to wait.
-pub(crate) fn waits() -> Vec<u64> {
+/// What this thread's downloads wanted to wait.
+pub(crate) fn waits() -> Vec<Duration> {
     WAITS.with_borrow(Clone::clone)
 }
 

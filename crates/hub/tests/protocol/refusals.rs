@@ -1,6 +1,6 @@
 use std::{error::Error as _, net::TcpListener};
 
-use hub::{Error, Token};
+use hub::{Error, Secret};
 
 use crate::{
     bench::{Bench, bytes},
@@ -29,7 +29,7 @@ fn a_gated_repository_says_how_to_get_in_and_lets_a_token_in() {
         text.contains("no token was sent") && text.contains("/org/repo") && text.contains("HF_TOKEN"),
         "{text}"
     );
-    bench.hub.token = Token::new("hf_stranger");
+    bench.hub.token = Secret::new("hf_stranger");
     let error = bench.pull(ID).unwrap_err();
     assert!(matches!(&error, Error::Gated { reason, .. } if reason.contains("no access")), "{error}");
     assert!(!everything(&error).contains("stranger"));
@@ -53,14 +53,14 @@ fn a_refused_token_is_said_and_not_shown() {
     assert!(
         matches!(bench.pull(ID), Err(Error::Refused { status: 401, advice, .. }) if advice.contains("set HF_TOKEN"))
     );
-    bench.hub.token = Token::new("hf_wrong");
+    bench.hub.token = Secret::new("hf_wrong");
     let error = bench.pull(ID).unwrap_err();
     assert!(
         matches!(&error, Error::Refused { status: 403, advice, .. } if advice.contains("valid")),
         "{error}"
     );
     assert!(!everything(&error).contains("hf_wrong"));
-    bench.hub.token = Token::new("hf_\u{7}wrong");
+    bench.hub.token = Secret::new("hf_\u{7}wrong");
     let error = bench.pull(ID).unwrap_err();
     assert!(matches!(error, Error::MalformedToken) && !everything(&error).contains("wrong"), "{error}");
 }

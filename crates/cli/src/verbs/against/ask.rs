@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use fewshot::{
-    AskOptions, Backoff, BreakEven, Client, Ending, Endpoint, Header, KeptPrompt, LabelReader, Observer,
-    Price, Prices, PromptOptions, Prompts, Recording, Summary, TokenCounter, ask_all,
+    AskOptions, BreakEven, Client, Ending, Endpoint, Header, KeptPrompt, LabelReader, Observer, Price,
+    Prices, PromptOptions, Prompts, Recording, Summary, TokenCounter, ask_all,
 };
 use indicatif::ProgressBar;
 use routing::report::{Cost, Fact, Judged, Latency, ModelSection, Prediction, Seconds, usd};
@@ -73,7 +73,7 @@ fn ask_one(
     if !args.offline && recording.complete().is_none() {
         recording = Recording::open(&folder, &header)?;
         let timeout = Duration::from_secs(args.timeout);
-        let client = Client::new(endpoint.clone(), Backoff::default(), timeout)?;
+        let client = Client::new(endpoint.clone(), Client::PATIENT, timeout)?;
         let asking = AskOptions { concurrency: args.concurrency.into(), price, max_cost: args.max_cost };
         let mut watch = Watch(progress::rows(&name, rows.asked.len()));
         let mut counter = TokenCounter::new(rows.count);

@@ -17,23 +17,16 @@ pub struct Backoff {
     pub longest: Duration,
 }
 
-impl Default for Backoff {
-    fn default() -> Self {
-        // Rate limits are mostly counted over a minute: the seven waits add up to at least half and at most one.
-        Self { tries: 8, first: Duration::from_millis(500), longest: Duration::from_mins(2) }
-    }
-}
-
 impl Backoff {
     /// The wait after this many failures, from 1.
-    pub(crate) fn wait(&self, failures: u32) -> Duration {
+    pub fn wait(&self, failures: u32) -> Duration {
         let full = self.first.saturating_mul(1 << (failures - 1).min(20)).min(self.longest);
         full.mul_f64(rand::rng().random_range(0.5..=1.0))
     }
 }
 
 /// The wait that a server asks for: `retry-after-ms`, or `Retry-After` in seconds or as a date.
-pub(crate) fn asked_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+pub fn asked_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let number = |text: &str| text.parse().ok().filter(|wait: &f64| *wait >= 0.0);
     let milliseconds = text("retry-after-ms").and_then(number).map(|wait| wait / 1e3);
