@@ -6,6 +6,7 @@ use std::sync::Once;
 use clap::ValueEnum;
 use hub::Hub;
 use kernels::{Cpu, Cuda, CudaError, Encoding, bf16};
+use router::Method;
 
 use crate::terminal::say;
 
@@ -16,8 +17,8 @@ pub(crate) struct DeviceArgs {
     /// Training can share each step among several GPUs: cuda:0,1 or cuda:all.
     #[arg(long, default_value = "auto", value_name = "auto|cpu|cuda[:N]")]
     pub(crate) device: Device,
-    /// Arithmetic of activations and weights: int8 (for routing on a processor, where it is the default), bf16 (the
-    /// default otherwise), f16 (for GPUs without bf16), f32 (slow, processor alone).
+    /// Arithmetic of activations and weights: int8 (for routing on a processor and for what a head on an encoder reads,
+    /// where it is the default), bf16 (the default otherwise), f16 (for GPUs without bf16), f32 (slow, processor alone).
     #[arg(long, value_enum)]
     pub(crate) precision: Option<Precision>,
 }
@@ -31,10 +32,15 @@ impl DeviceArgs {
         }
     }
 
-    /// Refuses what only a router can compute in.
-    pub(crate) fn check_training(&self) -> anyhow::Result<()> {
-        let int8 = self.precision == Some(Precision::Int8);
-        anyhow::ensure!(!int8, "training cannot run in int8; use --precision bf16 or f32");
+    /// Whether a head on an encoder is fitted on features of 8-bit products.
+    pub(crate) fn int8(&self) -> bool {
+        self.encoding() == Encoding::Int8
+    }
+
+    /// Refuses to train weights in what only routing and a head's features are computed in.
+    pub(crate) fn check_training(&self, method: Method) -> anyhow::Result<()> {
+        let int8 = self.precision == Some(Precision::Int8) && method != Method::Head;
+        anyhow::ensure!(!int8, "weights cannot train in int8; use --precision bf16 or f32, or --method head");
         Ok(())
     }
 

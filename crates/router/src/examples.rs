@@ -1,6 +1,7 @@
 //! From labelled texts to what the engine trains on.
 
 use std::collections::HashMap;
+use std::panic::resume_unwind;
 use std::path::Path;
 
 use engine::{Balance, Draft, Example, LabelTrie, PassSizes};
@@ -119,6 +120,22 @@ fn prompt(data: &TrainData, base: &BaseModel, tokenizer: &Tokenizer, recipe: &Re
     Prompt::freeze(template, tokenizer, model, system, varied, recipe.max_tokens)
 }
 
+/// What `work` makes of each row, in their order, a part of them on each thread.
+fn on_threads<T: Send>(
+    rows: &[routing::Example],
+    work: impl Fn(&[routing::Example]) -> Result<Vec<T>> + Sync,
+) -> Result<Vec<T>> {
+    let part = rows.len().div_ceil(kernels::pool::threads()).max(1);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = rows.chunks(part).map(|rows| scope.spawn(|| work(rows))).collect();
+        let mut all = Vec::with_capacity(rows.len());
+        for thread in threads {
+            all.extend(thread.join().unwrap_or_else(|panic| resume_unwind(panic))?);
+        }
+        Ok(all)
+    })
+}
+
 /// The same examples as tokens.
 pub(crate) struct Encoded {
     pub(crate) prompt: Prompt,
@@ -174,18 +191,18 @@ impl Encoded {
             Balance::Weight => Balance::factors(&train_labels),
             Balance::None | Balance::Sample => vec![1.0; train_labels.len()],
         };
-        let mut cut = 0;
-        let mut encode = |example: &routing::Example| -> Result<Vec<u32>> {
-            let (ids, was_cut) = prompt.encode(tokenizer, Query::from(example))?;
-            cut += usize::from(was_cut);
-            Ok(ids)
+        let encode = |examples: &[routing::Example]| -> Result<Vec<_>> {
+            examples.iter().map(|example| prompt.encode(tokenizer, Query::from(example))).collect()
         };
-        let mut train = Vec::with_capacity(data.train.len());
-        for ((example, &label), &weight) in data.train.iter().zip(&train_labels).zip(&factors) {
+        let (queries, valid) = (on_threads(&data.train, encode)?, on_threads(&data.valid, encode)?);
+        let cut = queries.iter().chain(&valid).filter(|(_, cut)| *cut).count();
+        let valid = valid.into_iter().map(|(ids, _)| ids).collect();
+        let known = train_labels.iter().zip(&factors);
+        let example = |((query, _), (&label, &weight)): ((Vec<u32>, bool), (&usize, &f32))| {
             let target = if by_head { vec![label as u32] } else { ids[label].clone() };
-            train.push(Example { query: encode(example)?, target, weight });
-        }
-        let valid = data.valid.iter().map(&mut encode).collect::<Result<Vec<_>>>()?;
+            Example { query, target, weight }
+        };
+        let train: Vec<Example> = queries.into_iter().zip(known).map(example).collect();
         let mut counts = vec![0; names.len()];
         for &label in &train_labels {
             counts[label] += 1;

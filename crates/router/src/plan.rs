@@ -185,6 +185,10 @@ pub struct Plan {
     pub base: String,
     /// How to train.
     pub recipe: Recipe,
+    /// The features that a head on an encoder is fitted on come from 8-bit products, where the device has such: the
+    /// same that it will read. All else trains in the device's compute type.
+    #[serde(default)]
+    pub int8: bool,
     /// Seconds between checkpoints; changes nothing in the result.
     pub checkpoint_seconds: f32,
 }

@@ -64,7 +64,7 @@ struct Trained<B: Backend> {
 
 impl<B: Backend> Router<B> {
     /// Loads the base model, what the run trained, and its frozen prompt. LoRA is merged into the weights, in
-    /// `encoding`; a model that a head reads stays as the head was fitted on it.
+    /// `encoding`; a decoder that a head reads stays as the head was fitted on it.
     ///
     /// # Errors
     /// When the base is not the one the run was trained on, or a file does not fit.
@@ -76,8 +76,6 @@ impl<B: Backend> Router<B> {
             Method::Full | Method::Head | Method::Linear => Storage::Expanded,
         };
         let by_head = base.config.is_encoder() || method == Method::Head;
-        // A head is as exact as the features it reads.
-        let encoding = if by_head { Encoding::Compute } else { encoding };
         let (checked, tokenizer, model) = std::thread::scope(|scope| {
             let checked = scope.spawn(|| run.check_base(base));
             let tokenizer = scope.spawn(|| run.tokenizer());
@@ -227,7 +225,8 @@ pub(crate) fn read_model<B: Backend>(
             model.attach(adapter);
             Ok(model)
         }
-        (Method::Head | Method::Linear, None) => Ok(Model::load(backend, base, storage)?),
+        // What bytes would cost a head on a decoder has not been measured.
+        (Method::Head, None) if !base.config.is_encoder() => Ok(Model::load(backend, base, storage)?),
         _ => Ok(Model::load_merged(backend, base, storage, adapter, encoding)?),
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use engine::{Adapter, Body, MemoryPlan, Model, Storage, Trainable};
 use formats::{BaseModel, ModelConfig, Tokenizer, store};
-use kernels::Backend;
+use kernels::{Backend, Encoding};
 use serde_json::json;
 
 use crate::checkpoint::Checkpoint;
@@ -112,7 +112,12 @@ fn train_held<B: Backend>(
         // The model only reads each text once.
         backends.truncate(1);
     }
-    let (device, devices) = (device_name(&backends), backends.len());
+    let devices = backends.len();
+    let int8 = plan.int8
+        && method == Method::Head
+        && base.config.is_encoder()
+        && backends.iter().all(|backend| backend.image_layout().is_some());
+    let device = device_name(&backends) + if int8 { ", features in int8" } else { "" };
     let state = if resume { checkpoint.load()? } else { None };
     if !resume {
         write_json(&Checkpoint::plan_path(out), plan)?;
@@ -121,7 +126,12 @@ fn train_held<B: Backend>(
     let (storage, body) = what_trains(method, recipe);
     let memory =
         body.as_ref().map(|body| memory(&backends, &base, storage, body, &encoded, recipe)).transpose()?;
-    let mut models = Model::load_each(backends, &base, storage)?;
+    let mut models = if int8 {
+        let load = |backend| Model::load_merged(backend, &base, storage, None, Encoding::Int8);
+        backends.into_iter().map(load).collect::<engine::Result<_>>()?
+    } else {
+        Model::load_each(backends, &base, storage)?
+    };
     let longest = encoded.prompt.longest(&encoded.labels);
     for model in &mut models {
         model.set_context(longest);

@@ -56,7 +56,9 @@ impl Job {
         let data = TrainData::new(file, None, &fields, &recipe).expect("it has two labels");
         let (valid, text_field, label_field) = (None, None, None);
         let base = "tiny".to_owned();
-        let plan = Plan { data: path, valid, text_field, label_field, base, recipe, checkpoint_seconds: 0.0 };
+        let (int8, checkpoint_seconds) = (false, 0.0);
+        let plan =
+            Plan { data: path, valid, text_field, label_field, base, recipe, int8, checkpoint_seconds };
         Self { plan, data }
     }
 

@@ -117,8 +117,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
 
 /// Trains as the flags say and reports the result on stderr.
 pub(crate) fn train(args: &Args) -> anyhow::Result<Outcome> {
-    args.device.check_training()?;
-    let outcome = if args.base == AUTO && !args.resume { auto::run(args, args.budget)? } else { one(args)? };
+    let outcome = if args.base == AUTO && !args.resume {
+        args.device.check_training(Method::Lora)?;
+        auto::run(args, args.budget)?
+    } else {
+        one(args)?
+    };
     let (manifest, seconds) = (&outcome.run.manifest, outcome.seconds);
     let memory = |what: &str, bytes: Option<u64>| {
         bytes.map_or_else(String::new, |bytes| format!(", peak {what} {:.2} GB", bytes as f64 / 1e9))
@@ -153,6 +157,7 @@ fn one(args: &Args) -> anyhow::Result<Outcome> {
         return Ok(router::train_linear(&data, &plan, &args.out, &mut Training::new())?);
     }
     let base = BaseModel::open(base_path(&plan.base)?)?;
+    args.device.check_training(plan.recipe.method_for(&base))?;
     on_devices!(args.device, start, base, &data, &plan, &args.out, args.resume)
 }
 
@@ -165,6 +170,7 @@ fn interrupted(args: &Args) -> anyhow::Result<Plan> {
         data: args.data.as_ref().map_or_else(|| begun.data.clone(), |data| absolute(data)),
         valid: args.valid.as_ref().map(|valid| absolute(valid)).or_else(|| begun.valid.clone()),
         recipe: Recipe { method, ..args.recipe.over(begun.recipe.clone())? },
+        int8: args.device.precision.map_or(begun.int8, |_| args.device.int8()),
         base,
         ..begun.clone()
     };
@@ -228,6 +234,7 @@ pub(crate) fn plan(args: &Args) -> anyhow::Result<Plan> {
         label_field: fields.label_field,
         base: args.base.clone(),
         recipe: Recipe { method, ..args.recipe.recipe()? },
+        int8: args.device.int8(),
         checkpoint_seconds: args.checkpoint_seconds,
     })
 }

@@ -10,6 +10,7 @@ use router::{Method, Observer, Recipe, Started, TrainData};
 use routing::Dataset;
 
 use super::plan_of;
+use crate::device::DeviceArgs;
 use crate::verbs::FieldArgs;
 
 /// Texts of the sample; of each label at least as many as can be held out and trained on.
@@ -46,14 +47,14 @@ pub(crate) fn head_speed<B: Backend>(
     backends: Vec<B>,
     base: &Path,
     data: &Path,
-    fields: &FieldArgs,
+    (fields, device): (&FieldArgs, &DeviceArgs),
     recipe: Recipe,
 ) -> anyhow::Result<HeadSpeed> {
     let fields = fields.options();
     let recipe = Recipe { method: Some(Method::Head), ..recipe };
     let rows = TrainData::new(sample(routing::read(data, &fields)?), None, &fields, &recipe)?;
     let folder = tempfile::tempdir()?;
-    let plan = plan_of(data, &fields, base, recipe);
+    let plan = plan_of(data, &fields, base, recipe, device.int8());
     let mut reading = Reading::default();
     router::train(
         backends,

@@ -169,7 +169,7 @@ fn measure_routing<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> 
 }
 
 fn measure_scaling<B: Backend>(backend: B, args: &Args) -> anyhow::Result<Done> {
-    args.device.check_training()?;
+    args.device.check_training(Method::Lora)?;
     let (device, shape) = (backend.name(), args.base.strip_prefix(RANDOM).unwrap_or("smollm2-135m"));
     let result = scaling::scaling(backend, shape, &args.recipe.recipe()?, args.repeats)?;
     print(result, &device, args)
@@ -189,7 +189,7 @@ fn print(mut result: serde_json::Value, device: &str, args: &Args) -> anyhow::Re
 }
 
 fn training_speed<B: Backend>(backends: Vec<B>, args: &Args) -> anyhow::Result<serde_json::Value> {
-    args.device.check_training()?;
+    args.device.check_training(Method::Lora)?;
     let peak = backends.iter().map(B::peak_flops).sum();
     let timed = if let Some(shape) = args.base.strip_prefix(RANDOM) {
         anyhow::ensure!(args.data.is_none(), "--data needs a tokenizer, which random weights do not have");
@@ -233,7 +233,7 @@ fn timed_steps<B: Backend>(
     // Every step is timed alone: no validation in between, and hardly any at the end.
     (recipe.validate_every, recipe.max_validation) = (Some(u64::MAX), 8);
     let rows = TrainData::new(routing::read(data, &fields)?, None, &fields, &recipe)?;
-    let plan = plan_of(data, &fields, base, recipe);
+    let plan = plan_of(data, &fields, base, recipe, false);
     let mut clock = Clock::default();
     let out = folder.path().join("run");
     let outcome = router::train(backends, model, &rows, &plan, &out, false, &mut clock)?;
@@ -241,7 +241,7 @@ fn timed_steps<B: Backend>(
 }
 
 /// A run that is only timed.
-fn plan_of(data: &Path, fields: &ReadOptions, base: &Path, recipe: Recipe) -> Plan {
+fn plan_of(data: &Path, fields: &ReadOptions, base: &Path, recipe: Recipe, int8: bool) -> Plan {
     Plan {
         data: data.to_owned(),
         valid: None,
@@ -249,6 +249,7 @@ fn plan_of(data: &Path, fields: &ReadOptions, base: &Path, recipe: Recipe) -> Pl
         label_field: fields.label_field.clone(),
         base: base.display().to_string(),
         recipe,
+        int8,
         checkpoint_seconds: f32::from(u16::MAX),
     }
 }

@@ -155,14 +155,15 @@ fn forecast<B: Backend>(backends: Vec<B>, args: &Args) -> anyhow::Result<Forecas
 
     let measured = args.examples_per_s.is_none();
     if measured {
-        args.device.check_training()?;
+        args.device.check_training(method)?;
     }
     let rows = data.train().len();
     let (examples_per_s, seconds) = match (args.examples_per_s, method) {
         (Some(given), Method::Head) => (given, (rows + validation_rows) as f64 / given),
         (Some(given), _) => (given, work(&recipe, rows, validation_rows) / given),
         (None, Method::Head) => {
-            let speed = bench::head_speed(backends, &base_path, path, &args.fields, recipe.clone())?;
+            let speed =
+                bench::head_speed(backends, &base_path, path, (&args.fields, &args.device), recipe.clone())?;
             let texts = (rows + validation_rows) as f64;
             (speed.texts_per_s, texts / speed.texts_per_s + texts * speed.fit_per_text)
         }
