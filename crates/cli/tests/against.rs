@@ -155,11 +155,18 @@ fn a_plan_says_what_it_takes_before_anything_is_spent() {
         assert!(output.status.success(), "{}", stderr(&output));
         serde_json::from_slice::<Value>(&output.stdout).unwrap()
     };
-    let mut int8 = frontdesk(folder.path());
-    int8.args(["plan", "--data", "data.csv", "--precision", "int8", "--base"]).arg(tiny_model());
-    let refused = int8.output().unwrap();
-    assert_eq!(refused.status.code(), Some(2), "training in int8 is not measured in something else");
-    assert!(stderr(&refused).contains("--precision bf16"), "{}", stderr(&refused));
+    // Training has no integers: the plan is that of `train` and then `route`, each as it runs.
+    for (flags, trains, routes) in [
+        (&["--device", "cpu"][..], "bf16", "int8"),
+        (&["--precision", "int8"], "bf16", "int8"),
+        (&["--precision", "bf16", "--device", "cpu"], "bf16", "bf16"),
+        (&["--precision", "int8", "--method", "head"], "bf16", "bf16"),
+    ] {
+        let planned = plan(flags);
+        let trains_on = planned["trains_on"].as_str().unwrap();
+        assert!(trains_on.starts_with("cpu") && trains_on.ends_with(trains), "{trains_on}");
+        assert_eq!(planned["routes_in"], routes, "{flags:?}");
+    }
     let measured = plan(&[]);
     assert_eq!(measured["measured"], true);
     assert!(measured["examples_per_s"].as_f64().unwrap() > 0.0);

@@ -27,7 +27,11 @@ impl Forecast {
             "tokens",
             format!("{} in the training rows, seen {:.1} times", self.training_tokens, self.epochs),
         );
-        let how = if self.measured { "measured in a few steps" } else { "as given" };
+        let how = if self.measured {
+            format!("measured in a few steps on {}", self.trains_on)
+        } else {
+            "as given".to_owned()
+        };
         line(
             "time",
             format!("{} at {:.1} examples a second ({how})", minutes(self.minutes), self.examples_per_s),
@@ -42,9 +46,10 @@ impl Forecast {
         line(
             "1,000 queries",
             format!(
-                "{} when it is never idle, at {:.1} a second",
+                "{} when it is never idle, at {:.1} a second in {}",
                 usd(self.own_cost_per_1000),
-                self.queries_per_s
+                self.queries_per_s,
+                self.routes_in
             ),
         );
         for model in &self.models {
