@@ -3,7 +3,8 @@
     python3 tools/report/check.py REPORT.html... [--out DIR] [--chromium PATH]
 
 Each page is opened at desktop and at phone width, light and dark, and printed. It fails when the console has an error,
-when the page asks anybody for anything, when it is wider than the screen, or when a matrix's controls do nothing.
+when the page asks anybody for anything, when it is wider than the screen, when a matrix's controls do nothing, or when a
+section that is closed on the screen is missing on paper.
 With --out it leaves screenshots to look at. Needs Debian's package `chromium` and nothing else: the browser is spoken
 to over a pipe in its own protocol.
 """
@@ -36,6 +37,11 @@ CONTROLS = """(() => {
   return {by: by.every((shade, index) => Math.abs(shade - wanted[index]) < 0.011), larger: larger > before * 1.3,
           fitted: fitted <= pane + 1, told};
 })()"""
+
+
+# The sections whose contents do not show.
+CLOSED = """[...document.querySelectorAll('details')].filter(it => !it.lastElementChild.checkVisibility())
+  .map(it => it.querySelector('summary').textContent)"""
 
 
 class Browser:
@@ -118,7 +124,7 @@ def look(browser, page, size, scheme, out):
     url = page.resolve().as_uri()
     browser.events.clear()
     browser.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1 + mobile, mobile=mobile)
-    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    browser.call("Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": scheme}])
     browser.call("Page.navigate", url=url)
     browser.wait_for("Page.loadEventFired")
     value(browser, "document.querySelectorAll('details').forEach(it => it.open = true)")
@@ -134,6 +140,9 @@ def look(browser, page, size, scheme, out):
         picture = browser.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"]
         (out / f"{page.stem}-{size}-{scheme}.png").write_bytes(base64.b64decode(picture))
     if size == "desktop" and scheme == "light":
+        value(browser, "document.querySelectorAll('details').forEach(it => it.open = false)")
+        browser.call("Emulation.setEmulatedMedia", media="print")
+        found += [f"closed on paper: {name}" for name in value(browser, CLOSED)]
         printed = base64.b64decode(browser.call("Page.printToPDF", printBackground=True)["data"])
         if out:
             (out / f"{page.stem}.pdf").write_bytes(printed)
