@@ -221,10 +221,10 @@ fn forecast<B: Backend>(backends: Vec<B>, args: &Args) -> anyhow::Result<Forecas
     Ok(forecast)
 }
 
-/// What a router computes in: in integers on a processor, unless a head reads what a decoder computes; else as in
-/// training.
+/// What a router computes in: in integers on a processor, unless the weights stay in their 4 bits or a head reads what
+/// a decoder computes; else as in training.
 fn routes_in<B: Backend>(backend: &B, base: &BaseModel, method: Method, encoding: Encoding) -> String {
-    let stays = method == Method::Head && !base.config.is_encoder();
+    let stays = method == Method::Qlora || (method == Method::Head && !base.config.is_encoder());
     let integers = encoding == Encoding::Int8 && !stays && backend.peak_bytes().is_none();
     let name = if integers { INT8.to_owned() } else { backend.name() };
     name.split(' ').next_back().unwrap_or_default().to_owned()
