@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use crate::linear::bytes::Rounded;
-use crate::linear::kernel::{COLUMNS, ROWS};
-use crate::linear::product::{Left, RowPanels, multiply, pack_rows};
+use crate::linear::kernel::{COLUMNS, MOST_ROWS, ROWS};
+use crate::linear::product::{Left, LeftLayout, RowPanels, multiply};
 use crate::linear::words::Scratch;
 use crate::linear::{self, PackedMatrix, Sink, Target};
 use crate::pool::{self, Shared};
@@ -98,7 +98,7 @@ fn chunks(rows: usize, vocabulary: usize) -> impl Iterator<Item = Range<usize>> 
 
 /// The rows of `h`, ready for products with the head.
 enum Rows {
-    Values { rows: RowPanels, packed: Scratch, k_words: usize },
+    Values { rows: RowPanels, packed: Scratch, layout: LeftLayout },
     Bytes(Rounded),
 }
 
@@ -111,13 +111,14 @@ impl Rows {
         if head.is_bytes() {
             return Self::Bytes(Rounded::new(rows.rows, head.cols(), row));
         }
-        let k_words = head.cols().div_ceil(E::pair());
-        let mut packed = Scratch::take(rows.rows * k_words);
+        let layout = LeftLayout::new::<E>(head.cols().div_ceil(E::pair()));
+        let mut packed = Scratch::take(layout.len(rows.rows));
+        let shared = Shared::new(&mut packed);
         for panel in 0..rows.count {
-            let of = rows.rows_of(panel);
-            pack_rows(E::kernels(), &mut packed[of.start * k_words..of.end * k_words], of, &row);
+            // SAFETY: only this thread uses the words.
+            unsafe { layout.pack(&shared, E::kernels(), rows.rows_of(panel), 0, &row) };
         }
-        Self::Values { rows, packed, k_words }
+        Self::Values { rows, packed, layout }
     }
 
     fn multiply<E: Element>(
@@ -128,8 +129,8 @@ impl Rows {
     ) {
         match self {
             Self::Bytes(rounded) => rounded.multiply(head, panels, store),
-            Self::Values { rows, packed, k_words } => {
-                let left = Left { words: packed, k_words: *k_words };
+            Self::Values { rows, packed, layout } => {
+                let left = Left { words: packed, layout: *layout };
                 multiply::<E>(*rows, left, &head.forward(panels), left, &(), store);
             }
         }
@@ -156,7 +157,7 @@ impl Logits {
         wanted: &[(usize, u32)],
         picked: &mut [f32],
     ) -> Self {
-        let (kernels, vocabulary, rows) = (E::kernels(), head.rows(), RowPanels::new(rows));
+        let (kernels, vocabulary, rows) = (E::kernels(), head.rows(), RowPanels::new::<E>(rows));
         assert!(
             wanted.iter().all(|(_, token)| (*token as usize) < vocabulary),
             "a token is not below {vocabulary}"
@@ -218,8 +219,8 @@ impl Logits {
         weights: &[f32],
     ) {
         let (kernels, rows, stride, vocabulary) = (E::kernels(), self.rows, self.stride, self.vocabulary);
-        let k_words = vocabulary.div_ceil(E::pair());
-        let mut packed = Scratch::take(rows.rows * k_words);
+        let layout = LeftLayout::new::<E>(vocabulary.div_ceil(E::pair()));
+        let mut packed = Scratch::take(layout.len(rows.rows));
         let shared = Shared::new(&mut packed);
         let values = Shared::new(bytemuck::cast_slice_mut::<u32, f32>(&mut self.values));
         let d_z = d_z.map(Shared::new);
@@ -229,7 +230,7 @@ impl Logits {
             let (panel, segment) = (job / segments, job % segments);
             let columns = segment * SEGMENT..((segment + 1) * SEGMENT).min(vocabulary);
             let panel = rows.rows_of(panel);
-            let mut rounded = Scratch::take(ROWS * SEGMENT);
+            let mut rounded = Scratch::take(MOST_ROWS * SEGMENT);
             let rounded: &mut [E] = bytemuck::cast_slice_mut(&mut rounded);
             for (t, out) in panel.clone().zip(rounded.chunks_exact_mut(SEGMENT)) {
                 // SAFETY: no other job has these rows and columns.
@@ -246,13 +247,11 @@ impl Logits {
                     d_z.copy_from_slice(&out[..columns.len()]);
                 }
             }
-            let words = |column: usize| panel.start * k_words + column.div_ceil(E::pair()) * panel.len();
-            // SAFETY: as above, in the packed order.
-            let out = unsafe { shared.range(words(columns.start)..words(columns.end)) };
             let row = |t: usize| &rounded[(t - panel.start) * SEGMENT..][..columns.len()];
-            pack_rows(kernels, out, panel.clone(), row);
+            // SAFETY: as above, in the packed order.
+            unsafe { layout.pack(&shared, kernels, panel.clone(), columns.start / E::pair(), row) };
         });
-        let left = Left { words: &packed, k_words };
+        let left = Left { words: &packed, layout };
         let sink = Sink::<E>::new(Target::Wide(d_h), None, head.cols(), rows.rows);
         multiply::<E>(rows, left, &head.backward(), left, &(), &|rows, panel, tile: &mut [f32]| {
             sink.put(rows, panel, tile);

@@ -5,6 +5,8 @@
 
 mod adapter;
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -28,8 +30,8 @@ pub(crate) mod words;
 use std::ops::Range;
 
 use self::adapter::Folded;
-use self::kernel::{COLUMNS, ROWS, Segment};
-use self::product::{Left, Right, RowPanels, multiply, pack_rows};
+use self::kernel::{COLUMNS, MOST_ROWS, Segment};
+use self::product::{Left, LeftLayout, Right, RowPanels, multiply};
 use self::words::Scratch;
 use crate::pool::{self, Shared};
 use crate::{Backend, Element, Isa, isa};
@@ -118,7 +120,7 @@ pub fn forward<E: Element>(y: Target<'_, E>, mid: &mut [E], x: &[E], layer: &Lay
     let outputs = layer.matrix.rows();
     let folded = layer.adapter.map(|adapter| &adapter.forward);
     let pass =
-        Pass { x, inputs: layer.matrix.cols(), slots: layer.slots, folded, rows: RowPanels::new(rows) };
+        Pass { x, inputs: layer.matrix.cols(), slots: layer.slots, folded, rows: RowPanels::new::<E>(rows) };
     pass.run(&Sink::new(y, layer.bias, outputs, rows), mid, &layer.matrix.forward(layer.matrix.panels()));
 }
 
@@ -139,8 +141,13 @@ pub fn backward<E: Element>(
     }
     let inputs = layer.matrix.cols();
     let folded = layer.adapter.map(|adapter| &adapter.backward);
-    let pass =
-        Pass { x: d_y, inputs: layer.matrix.rows(), slots: layer.slots, folded, rows: RowPanels::new(rows) };
+    let pass = Pass {
+        x: d_y,
+        inputs: layer.matrix.rows(),
+        slots: layer.slots,
+        folded,
+        rows: RowPanels::new::<E>(rows),
+    };
     pass.run(&Sink::new(d_x, None, inputs, rows), d_mid, &layer.matrix.backward());
 }
 
@@ -191,13 +198,12 @@ impl<E: Element> Pass<'_, E> {
         if rows == 0 {
             return;
         }
-        let k_words = self.inputs.div_ceil(E::pair());
         let mid_words = self.slots.iter().map(|slot| slot.rank.div_ceil(E::pair())).sum();
-        let mut packed = Scratch::take(rows * k_words);
-        let mut packed_mid = Scratch::take(rows * mid_words);
-        self.pack(&mut packed, &mut packed_mid, mid);
-        let left = Left { words: &packed, k_words };
-        let mid_left = Left { words: &packed_mid, k_words: mid_words };
+        let layouts = [self.inputs.div_ceil(E::pair()), mid_words].map(LeftLayout::new::<E>);
+        let [mut packed, mut packed_mid] = layouts.map(|layout| Scratch::take(layout.len(rows)));
+        self.pack(layouts, [&mut packed, &mut packed_mid], mid);
+        let left = Left { words: &packed, layout: layouts[0] };
+        let mid_left = Left { words: &packed_mid, layout: layouts[1] };
         let store = |rows: Range<usize>, panel: usize, tile: &mut [f32]| sink.put(rows, panel, tile);
         match self.folded {
             Some(folded) => multiply::<E>(self.rows, left, right, mid_left, folded, &store),
@@ -206,49 +212,61 @@ impl<E: Element> Pass<'_, E> {
     }
 
     /// Packs `x`, computes `mid` and packs it too.
-    fn pack(&self, packed: &mut [u32], packed_mid: &mut [u32], mid: &mut [E]) {
-        let (rows, count) = (self.rows.rows, self.rows.count);
-        let (k_words, mid_words) = (packed.len() / rows, packed_mid.len() / rows);
+    fn pack(&self, layouts: [LeftLayout; 2], packed: [&mut [u32]; 2], mid: &mut [E]) {
+        let count = self.rows.count;
         let width: usize = self.slots.iter().map(|slot| slot.rank).sum();
-        let mid = &mut mid[..rows * width];
-        let (packed, packed_mid, mid) = (Shared::new(packed), Shared::new(packed_mid), Shared::new(mid));
+        let mid = Shared::new(&mut mid[..self.rows.rows * width]);
+        let packed = packed.map(Shared::new);
         let per_job = (count / (4 * pool::threads())).clamp(1, 4);
         pool::run(count.div_ceil(per_job), &|job| {
             for panel in job * per_job..count.min((job + 1) * per_job) {
                 let rows = self.rows.rows_of(panel);
-                let of = |width: usize| rows.start * width..rows.end * width;
+                let x = |t: usize| &self.x[t * self.inputs..][..self.inputs];
                 // SAFETY: each panel belongs to one job, and the rows of panels do not overlap.
-                let (packed, packed_mid, mid) = unsafe {
-                    (packed.range(of(k_words)), packed_mid.range(of(mid_words)), mid.range(of(width)))
-                };
-                pack_rows(E::kernels(), packed, rows.clone(), |t| &self.x[t * self.inputs..][..self.inputs]);
-                if let Some(folded) = self.folded {
-                    self.project(folded, packed, packed_mid, mid, rows.len());
+                unsafe {
+                    layouts[0].pack(&packed[0], E::kernels(), rows.clone(), 0, x);
+                    if let Some(folded) = self.folded {
+                        let x = packed[0].range(layouts[0].panel(&rows));
+                        let mid = mid.range(rows.start * width..rows.end * width);
+                        self.project(folded, layouts, x, &packed[1], mid, rows);
+                    }
                 }
             }
         });
     }
 
     /// `mid` of one row panel.
-    fn project(&self, folded: &Folded, packed: &[u32], packed_mid: &mut [u32], mid: &mut [E], rows: usize) {
+    ///
+    /// # Safety
+    /// Nobody else uses these rows of the packed `mid`.
+    unsafe fn project(
+        &self,
+        folded: &Folded,
+        [x_layout, mid_layout]: [LeftLayout; 2],
+        x: &[u32],
+        packed_mid: &Shared<'_, u32>,
+        mid: &mut [E],
+        rows: Range<usize>,
+    ) {
         let kernels = E::kernels();
-        let width = mid.len() / rows;
+        let width = mid.len() / rows.len();
         let (mut first, mut first_word) = (0, 0);
-        let mut tile = [0.0; ROWS * COLUMNS];
+        let mut tile = [0.0; MOST_ROWS * COLUMNS];
         for (slot, down) in self.slots.iter().zip(&folded.down) {
-            let a = &packed[down.k.start * rows..down.k.end * rows];
+            let (a, stride) = x_layout.part(x, rows.len(), down.k.clone());
             for (columns, panel_width, b) in down.pieces() {
-                (kernels.tile)(&mut tile, false, &[Segment { a, b, words: down.k.len() }], rows, panel_width);
+                let segment = Segment { a, stride, b, words: down.k.len() };
+                (kernels.tile)(&mut tile, false, &[segment], rows.len(), panel_width);
                 for (tile, mid) in tile.chunks_exact_mut(COLUMNS).zip(mid.chunks_exact_mut(width)) {
                     let values = &mut tile[..columns.len()];
                     (kernels.scale)(values, slot.scale);
                     (kernels.narrow)(&mut mid[first + columns.start..][..columns.len()], values);
                 }
             }
-            let words = slot.rank.div_ceil(E::pair());
-            let out = &mut packed_mid[first_word * rows..][..words * rows];
-            pack_rows(kernels, out, 0..rows, |t| &mid[t * width + first..][..slot.rank]);
-            (first, first_word) = (first + slot.rank, first_word + words);
+            let row = |t: usize| &mid[(t - rows.start) * width + first..][..slot.rank];
+            // SAFETY: the caller's promise.
+            unsafe { mid_layout.pack(packed_mid, kernels, rows.clone(), first_word, row) };
+            (first, first_word) = (first + slot.rank, first_word + slot.rank.div_ceil(E::pair()));
         }
     }
 }

@@ -47,7 +47,7 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     match isa::current() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: this set is only reported when the processor has each of its features.
-        Isa::Avx512Bf16 => unsafe { avx512::Avx512::new() }.outline(kernel),
+        Isa::Avx512Bf16 | Isa::Amx => unsafe { avx512::Avx512::new() }.outline(kernel),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 => unsafe { avx2::Avx2::new() }.outline(kernel),

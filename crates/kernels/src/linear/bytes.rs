@@ -7,14 +7,14 @@
 
 use std::ops::Range;
 
-use super::kernel::{COLUMNS, Compute, Multiply, ROWS, Tile};
+use super::kernel::{COLUMNS, Compute, LeftForm, MOST_ROWS, Multiply, Tile};
 #[cfg(target_arch = "aarch64")]
 use super::neon;
-use super::product::{Left, Right, RowPanels, multiply, pack_rows};
+use super::product::{Left, LeftLayout, Right, RowPanels, multiply};
 use super::words::Scratch;
 use super::{PackedMatrix, Sink, Target, portable};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use super::{amx, avx2, avx512};
 use crate::lanes::rows_per_job;
 use crate::pool::{self, Shared};
 use crate::{Element, Isa, isa};
@@ -39,6 +39,8 @@ impl Multiply for Bytes {
     fn tile() -> Tile<i32> {
         match isa::current() {
             #[cfg(target_arch = "x86_64")]
+            Isa::Amx => amx::tile::<Self>,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => avx512::tile::<Self>,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::tile::<Self>,
@@ -46,6 +48,9 @@ impl Multiply for Bytes {
             Isa::Neon => neon::tile::<Self>,
             _ => portable::tile::<Self>,
         }
+    }
+    fn left() -> LeftForm {
+        if isa::current() == Isa::Amx { LeftForm::Rows } else { LeftForm::Woven }
     }
 }
 
@@ -93,7 +98,7 @@ impl Right for Forward<'_> {
 /// Rows rounded to bytes and packed.
 pub(crate) struct Rounded {
     rows: RowPanels,
-    k_words: usize,
+    layout: LeftLayout,
     packed: Scratch,
     /// Each row's scale and sum of bytes, in the bits of a word each.
     scales: Scratch,
@@ -106,22 +111,18 @@ impl Rounded {
         inputs: usize,
         row: impl Fn(usize) -> &'x [E] + Sync,
     ) -> Self {
-        let (rows, k_words) = (RowPanels::new(rows), inputs.div_ceil(Bytes::PAIR));
-        let mut packed = Scratch::take(rows.rows * k_words);
+        let (rows, k_words) = (RowPanels::new::<Bytes>(rows), inputs.div_ceil(Bytes::PAIR));
+        let layout = LeftLayout::new::<Bytes>(k_words);
+        let mut packed = Scratch::take(layout.len(rows.rows));
         let mut scales = Scratch::take(2 * rows.rows);
         let (to, to_scales) = (Shared::new(&mut packed), Shared::new(&mut scales));
-        let per_job = rows_per_job(inputs).div_ceil(ROWS);
+        let per_job = rows_per_job(inputs).div_ceil(Bytes::left().most_rows());
         pool::run(rows.count.div_ceil(per_job), &|job| {
-            let mut bytes = Scratch::take(ROWS * k_words);
+            let mut bytes = Scratch::take(MOST_ROWS * k_words);
             for panel in job * per_job..rows.count.min((job + 1) * per_job) {
                 let range = rows.rows_of(panel);
                 // SAFETY: each panel belongs to one job, and the rows of panels do not overlap.
-                let (to, scales) = unsafe {
-                    (
-                        to.range(range.start * k_words..range.end * k_words),
-                        to_scales.range(2 * range.start..2 * range.end),
-                    )
-                };
+                let scales = unsafe { to_scales.range(2 * range.start..2 * range.end) };
                 for ((t, words), scale) in
                     range.clone().zip(bytes.chunks_exact_mut(k_words)).zip(scales.chunks_exact_mut(2))
                 {
@@ -132,10 +133,12 @@ impl Rounded {
                 }
                 let words: &[f32] = bytemuck::cast_slice(&bytes);
                 let first = range.start;
-                pack_rows(f32::kernels(), to, range, |t| &words[(t - first) * k_words..][..k_words]);
+                let row = |t: usize| &words[(t - first) * k_words..][..k_words];
+                // SAFETY: as above.
+                unsafe { layout.pack(&to, f32::kernels(), range, 0, row) };
             }
         });
-        Self { rows, k_words, packed, scales }
+        Self { rows, layout, packed, scales }
     }
 
     /// Multiplies with panels of a matrix of bytes and hands each tile to `store`, as [`multiply`] does.
@@ -146,9 +149,9 @@ impl Rounded {
         store: &(impl Fn(Range<usize>, usize, &mut [f32]) + Sync),
     ) {
         let (words, scales) = matrix.bytes_and_scales();
-        let (k_words, first) = (self.k_words, panels.start);
+        let (k_words, first) = (self.layout.k_words, panels.start);
         let right = Forward { words, panel_words: matrix.panel_words(), k_words, panels };
-        let left = Left { words: &self.packed, k_words };
+        let left = Left { words: &self.packed, layout: self.layout };
         multiply::<Bytes>(
             self.rows,
             left,
@@ -157,7 +160,7 @@ impl Rounded {
             &(),
             &|rows: Range<usize>, panel, sums: &mut [i32]| {
                 let scales = &scales[(first + panel) * COLUMNS..][..COLUMNS];
-                let mut tile = [0.0; ROWS * COLUMNS];
+                let mut tile = [0.0; MOST_ROWS * COLUMNS];
                 let of_rows = self.scales[2 * rows.start..2 * rows.end].chunks_exact(2);
                 let tiles = tile.chunks_exact_mut(COLUMNS).zip(sums.chunks_exact(COLUMNS));
                 for ((out, sums), row) in tiles.zip(of_rows) {

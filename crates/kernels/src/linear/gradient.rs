@@ -5,8 +5,8 @@
 
 use std::ops::Range;
 
-use super::kernel::{COLUMNS, ROWS, Segment};
-use super::product::{CHUNK, Left, RowPanels};
+use super::kernel::{COLUMNS, LeftForm, MOST_ROWS};
+use super::product::{CHUNK, Left, LeftLayout, RowPanels};
 use super::words::Scratch;
 use super::{Element, Layer, Slot};
 use crate::pool::{self, Shared};
@@ -22,7 +22,7 @@ pub(super) fn adapter_backward<E: Element>(
     rows: usize,
 ) {
     let (outputs, inputs) = (layer.matrix.rows(), layer.matrix.cols());
-    let panels = RankPanel::list(layer.slots);
+    let panels = RankPanel::list::<E>(layer.slots);
     let width: usize = layer.slots.iter().map(|slot| slot.rank).sum();
     assert_disjoint(layer.slots, inputs);
     if rows == 0 || width == 0 {
@@ -74,7 +74,7 @@ pub(super) fn weight_backward<E: Element>(
 ) {
     let rows = d_y.len() / outputs;
     // The outputs stand where the ranks of an A matrix would.
-    let panels = RankPanel::list(&[Slot { rows: 0..0, rank: outputs, scale: 1.0, a: 0, b: 0 }]);
+    let panels = RankPanel::list::<E>(&[Slot { rows: 0..0, rank: outputs, scale: 1.0, a: 0, b: 0 }]);
     if rows == 0 {
         return;
     }
@@ -111,10 +111,11 @@ struct RankPanel {
 }
 
 impl RankPanel {
-    fn list(slots: &[Slot]) -> Vec<Self> {
+    /// For products of `E`.
+    fn list<E: Element>(slots: &[Slot]) -> Vec<Self> {
         let (mut panels, mut first) = (Vec::new(), 0);
         for (slot, Slot { rank, .. }) in slots.iter().enumerate() {
-            let cut = RowPanels::new(*rank);
+            let cut = RowPanels::new::<E>(*rank);
             panels.extend((0..cut.count).map(|panel| {
                 let ranks = cut.rows_of(panel);
                 Self { slot, columns: first + ranks.start..first + ranks.end, ranks }
@@ -127,14 +128,23 @@ impl RankPanel {
 
 /// The left operand: `mid^T` in panels of ranks.
 fn weave_ranks<E: Element>(mid: &[E], width: usize, rows: usize, panels: &[RankPanel]) -> Scratch {
-    let k_words = rows.div_ceil(E::pair());
-    let mut words = Scratch::take(width * k_words);
+    let layout = LeftLayout::new::<E>(rows.div_ceil(E::pair()));
+    let mut words = Scratch::take(layout.len(width));
     let shared = Shared::new(&mut words);
     pool::run(panels.len(), &|i| {
-        let columns = &panels[i].columns;
+        let (columns, kernels) = (&panels[i].columns, E::kernels());
         // SAFETY: panels have columns of their own.
-        let out = unsafe { shared.range(columns.start * k_words..columns.end * k_words) };
-        (E::kernels().weave)(out, columns.len(), &mid[columns.start..], width, rows, columns.len());
+        let out = unsafe { shared.range(layout.panel(columns)) };
+        let (mid, count) = (&mid[columns.start..], columns.len());
+        if kernels.left == LeftForm::Woven {
+            return (kernels.weave)(out, count, mid, width, rows, count);
+        }
+        let mut woven = Scratch::take(layout.k_words * count);
+        (kernels.weave)(&mut woven, count, mid, width, rows, count);
+        out.fill(0);
+        for (k, words) in woven.chunks_exact(count).enumerate() {
+            words.iter().enumerate().for_each(|(r, word)| out[layout.at(count, r, k)] = *word);
+        }
     });
     words
 }
@@ -155,14 +165,15 @@ fn sum_rows<E: Element>(
     panels: &[RankPanel],
     store: impl Fn(&Range<usize>, &RankPanel, &[f32]),
 ) {
-    const TILE: usize = ROWS * COLUMNS;
+    const TILE: usize = MOST_ROWS * COLUMNS;
     if panels.is_empty() {
         return;
     }
-    let left = Left { words: left, k_words: rows.div_ceil(E::pair()) };
+    let layout = LeftLayout::new::<E>(rows.div_ceil(E::pair()));
+    let left = Left { words: left, layout };
     let parts = group.clone().step_by(COLUMNS).map(|first| first..group.end.min(first + COLUMNS));
     let parts: Vec<Range<usize>> = parts.collect();
-    let chunk = CHUNK.min(left.k_words);
+    let chunk = CHUNK.min(layout.k_words);
     let mut scratch = Scratch::take(parts.len() * chunk * COLUMNS);
     if !group.len().is_multiple_of(COLUMNS) {
         // Columns behind the last one are multiplied too, and their sums left alone.
@@ -170,8 +181,8 @@ fn sum_rows<E: Element>(
     }
     let mut tiles = Scratch::take(parts.len() * panels.len() * TILE);
     let tiles: &mut [f32] = bytemuck::cast_slice_mut(&mut tiles);
-    for first in (0..left.k_words).step_by(chunk) {
-        let k = first..left.k_words.min(first + chunk);
+    for first in (0..layout.k_words).step_by(chunk) {
+        let k = first..layout.k_words.min(first + chunk);
         // A few rows at a time, so that the processor sees each row's lines follow each other.
         for at in k.clone().step_by(STEP) {
             let (t, end) = (at * E::pair(), rows.min((at + STEP).min(k.end) * E::pair()));
@@ -185,9 +196,9 @@ fn sum_rows<E: Element>(
         for ((columns, b), tiles) in parts.iter().zip(words).zip(tiles.chunks_exact_mut(panels.len() * TILE))
         {
             for (panel, tile) in panels.iter().zip(tiles.chunks_exact_mut(TILE)) {
-                let segment = Segment { a: left.part(&panel.columns, k.clone()), b, words: k.len() };
+                let segment = left.segment(&panel.columns, k.clone(), b);
                 (E::kernels().tile)(tile, first > 0, &[segment], panel.columns.len(), COLUMNS);
-                if k.end == left.k_words {
+                if k.end == layout.k_words {
                     store(columns, panel, tile);
                 }
             }

@@ -3,7 +3,7 @@
 //! Everything packed is made of 32-bit words: one f32, two bf16 or four bytes that follow each other along the summed
 //! dimension `k` (the lowest bits first). Where an instruction set has no products of bf16, operands of that type may be
 //! f32 too, widened when they are packed: [`Compute::pair`] says so. A product is `C = A B`: rows of `A` come in panels
-//! of up to [`ROWS`], packed `[k words][rows]`; columns of `B` in panels of [`COLUMNS`], packed `[k words][COLUMNS]`.
+//! of up to [`MOST_ROWS`], packed as [`LeftForm`] says; columns of `B` in panels of [`COLUMNS`], packed `[k words][COLUMNS]`.
 //! Each value of `C` is one chain of multiply-adds along `k`, whatever stands in the other rows: that is why a row's
 //! result does not depend on its neighbours.
 
@@ -14,25 +14,52 @@ use super::blocks::BlockFormat;
 use super::neon;
 use super::portable;
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use super::{amx, avx2, avx512};
 use crate::{Isa, isa};
 
-/// Most rows of a panel of `A`.
+/// Most rows of a panel of `A` that is woven.
 pub(crate) const ROWS: usize = 12;
+/// Most rows of a panel of `A`, whatever its form.
+pub(crate) const MOST_ROWS: usize = 32;
 /// Columns of a panel of `B`.
 pub(crate) const COLUMNS: usize = 32;
+
+/// How a panel of `A` is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeftForm {
+    /// `[k words][rows]`: the words that meet one row of `B` lie together.
+    Woven,
+    /// `[rows][k words]`, as tiles of AMX read them. Behind the last word of a row lie at least [`TILE_WORDS`] that may
+    /// be read and are finite.
+    Rows,
+}
+
+/// Words of `k` that a register of AMX holds of a row.
+pub(crate) const TILE_WORDS: usize = 16;
+
+impl LeftForm {
+    /// Most rows of a panel.
+    pub(crate) fn most_rows(self) -> usize {
+        match self {
+            Self::Woven => ROWS,
+            Self::Rows => MOST_ROWS,
+        }
+    }
+}
 
 /// A stretch of `k` of one panel of `A` and one of `B`.
 #[derive(Clone, Copy)]
 pub struct Segment<'a> {
     pub(crate) a: &'a [u32],
+    /// Words from one k word of `a` to the next, or from one of its rows to the next, whatever the form puts apart.
+    pub(crate) stride: usize,
     pub(crate) b: &'a [u32],
     /// Number of `k` words.
     pub(crate) words: usize,
 }
 
 /// `c = sum over segments of a b`, or `c +=`. Arguments: `c` `[rows][COLUMNS]`, whether to add, the segments, rows
-/// (1 to [`ROWS`]), columns of `b`'s panel (16 or [`COLUMNS`]).
+/// (1 to [`LeftForm::most_rows`]), columns of `b`'s panel (16 or [`COLUMNS`]).
 pub(crate) type Tile<S> = fn(&mut [S], bool, &[Segment<'_>], usize, usize);
 
 /// What a word holds and how two words multiply.
@@ -45,6 +72,8 @@ pub trait Multiply {
     fn multiply_add(sum: Self::Sum, a: u32, b: u32) -> Self::Sum;
     /// The tile of the instruction set in use.
     fn tile() -> Tile<Self::Sum>;
+    /// The form of the left operand that it takes.
+    fn left() -> LeftForm;
 }
 
 /// The functions of one instruction set for one element type.
@@ -53,6 +82,8 @@ pub struct Kernels<E> {
     pub(crate) pair: usize,
     /// See [`Tile`].
     pub(crate) tile: Tile<f32>,
+    /// See [`Multiply::left`].
+    pub(crate) left: LeftForm,
     /// `out[k word][row]` from up to 16 rows of values along `k`; the second argument is the distance of k words.
     pub(crate) pack: fn(&mut [u32], usize, &[&[E]]),
     /// `out[k word][column]` from `k` rows of values along the columns. Arguments: `out`, the distance of its k words,
@@ -120,6 +151,7 @@ macro_rules! kernels {
         Kernels::<$element> {
             pair: <$operand>::PAIR,
             tile: $module::tile::<$operand>,
+            left: LeftForm::Woven,
             pack: $module::pack::<$element>,
             weave: $module::weave::<$element>,
             turn: $module::turn::<$operand>,
@@ -140,8 +172,10 @@ macro_rules! kernels {
 }
 
 macro_rules! choose {
-    ($element:ty) => {
+    ($element:ty, $tiles:expr) => {
         match isa::current() {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => &const { $tiles },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => &const { kernels!($element, avx512, $element) },
             #[cfg(target_arch = "x86_64")]
@@ -162,11 +196,14 @@ impl Multiply for f32 {
     fn tile() -> Tile<f32> {
         Self::kernels().tile
     }
+    fn left() -> LeftForm {
+        Self::kernels().left
+    }
 }
 
 impl Compute for f32 {
     fn kernels() -> &'static Kernels<Self> {
-        choose!(f32)
+        choose!(f32, kernels!(f32, avx512, f32))
     }
     fn round(value: f32) -> Self {
         value
@@ -183,11 +220,17 @@ impl Multiply for bf16 {
     fn tile() -> Tile<f32> {
         Self::kernels().tile
     }
+    fn left() -> LeftForm {
+        Self::kernels().left
+    }
 }
 
 impl Compute for bf16 {
     fn kernels() -> &'static Kernels<Self> {
-        choose!(bf16)
+        choose!(bf16, {
+            let vectors = kernels!(bf16, avx512, bf16);
+            Kernels { tile: amx::tile::<bf16>, left: LeftForm::Rows, spin: amx::spin, ..vectors }
+        })
     }
     fn round(value: f32) -> Self {
         let bits = value.to_bits();

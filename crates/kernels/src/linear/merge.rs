@@ -3,9 +3,9 @@
 use super::Layer;
 use super::adapter::PackedAdapter;
 use super::bytes::{MOST_INPUTS, byte_scale};
-use super::kernel::{COLUMNS, ROWS, Segment};
+use super::kernel::{COLUMNS, MOST_ROWS};
 use super::matrix::{Form, PackedMatrix};
-use super::product::{Extra, Left, RowPanels};
+use super::product::{Extra, Left, LeftLayout, RowPanels};
 use super::words::{Scratch, Words};
 use crate::pool::{self, Shared};
 use crate::{Element, Slot};
@@ -79,16 +79,19 @@ fn pairs<'a, E: Element>(
     let pair = |slot: &'a Slot| {
         let mid = first..first + slot.rank.div_ceil(E::pair());
         first = mid.end;
-        let mut left = Words::zeros(blocks * COLUMNS * mid.len());
-        let parts = RowPanels::new(COLUMNS);
-        for (block, left) in left.chunks_exact_mut((COLUMNS * mid.len()).max(1)).enumerate() {
+        let layout = LeftLayout::new::<E>(mid.len());
+        let mut left = Words::zeros(blocks * layout.len(COLUMNS));
+        let parts = RowPanels::new::<E>(COLUMNS);
+        for (block, left) in left.chunks_exact_mut(layout.len(COLUMNS).max(1)).enumerate() {
             let (all, a) = adapter.backward.panel(block);
             let a = &a[(mid.start - all.start) * COLUMNS..][..mid.len() * COLUMNS];
             for part in 0..parts.count {
                 let rows = parts.rows_of(part);
-                let left = &mut left[rows.start * mid.len()..rows.end * mid.len()];
-                for (left, a) in left.chunks_exact_mut(rows.len()).zip(a.chunks_exact(COLUMNS)) {
-                    left.copy_from_slice(&a[rows.clone()]);
+                let left = &mut left[layout.panel(&rows)];
+                for (k, a) in a.chunks_exact(COLUMNS).enumerate() {
+                    for (r, word) in a[rows.clone()].iter().enumerate() {
+                        left[layout.at(rows.len(), r, k)] = *word;
+                    }
                 }
             }
         }
@@ -106,14 +109,15 @@ impl<E: Element> Pair<'_, E> {
         }
         let kernels = E::kernels();
         let (all, b) = self.adapter.forward.panel(panel);
-        let (k, parts) = (self.mid.len(), RowPanels::new(COLUMNS));
+        let (k, parts) = (self.mid.len(), RowPanels::new::<E>(COLUMNS));
+        let layout = LeftLayout::new::<E>(k);
         let b = &b[(self.mid.start - all.start) * COLUMNS..][..k * COLUMNS];
-        let mut tile = [0.0; ROWS * COLUMNS];
+        let mut tile = [0.0; MOST_ROWS * COLUMNS];
         for (block, values) in values.chunks_exact_mut(BLOCK).enumerate() {
-            let left = Left { words: &self.left[block * COLUMNS * k..], k_words: k };
+            let left = Left { words: &self.left[block * layout.len(COLUMNS)..], layout };
             for part in 0..parts.count {
                 let rows = parts.rows_of(part);
-                let segment = Segment { a: left.part(&rows, 0..k), b, words: k };
+                let segment = left.segment(&rows, 0..k, b);
                 (kernels.tile)(&mut tile, false, &[segment], rows.len(), COLUMNS);
                 let tile = &mut tile[..rows.len() * COLUMNS];
                 (kernels.scale)(tile, self.slot.scale);

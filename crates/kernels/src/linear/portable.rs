@@ -265,6 +265,7 @@ mod tests {
 
     use super::*;
     use crate::Element;
+    use crate::linear::kernel::{LeftForm, MOST_ROWS, TILE_WORDS};
 
     fn words(len: usize) -> Vec<u32> {
         let mut state = 1u32;
@@ -292,7 +293,10 @@ mod tests {
         let (kernels, pair) = (E::kernels(), E::pair());
         let words = words(4096);
         let from = bytemuck::cast_slice::<u32, E>(&words);
-        for (rows, width) in [(1, 32), (5, 16), (7, 32), (12, 32)] {
+        for (rows, width) in [(1, 32), (5, 16), (7, 32), (12, 32), (16, 32), (17, 16), (32, 32)] {
+            if rows > kernels.left.most_rows() {
+                continue;
+            }
             let operands = |stride: usize, skip: usize| {
                 let rows: Vec<&[E]> = (0..stride).map(|r| &from[skip + 90 * r..][..80]).collect();
                 let (mut one, mut other) = (vec![0; 80 * stride], vec![0; 80 * stride]);
@@ -304,7 +308,7 @@ mod tests {
                 (one, other)
             };
             let (a, b) = (operands(rows, 0), operands(width, 1000));
-            let (mut one, mut other) = ([1.0; 12 * COLUMNS], [1.0; 12 * COLUMNS]);
+            let (mut one, mut other) = ([1.0; MOST_ROWS * COLUMNS], [1.0; MOST_ROWS * COLUMNS]);
             let parts = |a: &[u32], b: &[u32], pair: usize| {
                 // The second part is short and begins where the first ends.
                 let (long, short) = (72 / pair, 80 / pair);
@@ -313,10 +317,27 @@ mod tests {
                 })
             };
             let segments = |parts: &[(Vec<u32>, Vec<u32>); 2], run: &mut dyn FnMut(&[Segment<'_>])| {
-                run(&parts.each_ref().map(|(a, b)| Segment { a, b, words: a.len() / rows }));
+                run(&parts.each_ref().map(|(a, b)| Segment { a, stride: rows, b, words: a.len() / rows }));
             };
             segments(&parts(&a.0, &b.0, E::PAIR), &mut |s| tile::<E>(&mut one, true, s, rows, width));
-            segments(&parts(&a.1, &b.1, pair), &mut |s| (kernels.tile)(&mut other, true, s, rows, width));
+            let mut others = parts(&a.1, &b.1, pair);
+            let mut strides = [rows; 2];
+            if kernels.left == LeftForm::Rows {
+                for ((a, _), stride) in others.iter_mut().zip(&mut strides) {
+                    let behind = [0; TILE_WORDS];
+                    let row = |r| a.iter().skip(r).step_by(rows).chain(&behind).copied();
+                    *stride = a.len() / rows + TILE_WORDS;
+                    *a = (0..rows).flat_map(row).collect();
+                }
+            }
+            let segments = others.iter().zip(strides).zip([(0, 72), (72, 80)]);
+            let segments = segments.map(|(((a, b), stride), (from, to))| Segment {
+                a,
+                stride,
+                b,
+                words: (to - from) / pair,
+            });
+            (kernels.tile)(&mut other, true, &segments.collect::<Vec<_>>(), rows, width);
             let near = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4;
             assert!(one.iter().zip(&other).all(near), "tile of {rows} x {width}");
         }

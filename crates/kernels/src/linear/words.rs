@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 #[repr(C, align(64))]
 struct Line([u32; LINE]);
 
-pub(super) const LINE: usize = 16;
+pub(crate) const LINE: usize = 16;
 
 // SAFETY: sixteen u32 without padding; all bit patterns are valid.
 unsafe impl bytemuck::Zeroable for Line {}
