@@ -5,6 +5,7 @@
 
 mod backward;
 mod block;
+mod ceiling;
 mod classifier;
 mod draft;
 mod error;

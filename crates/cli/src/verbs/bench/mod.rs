@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::ValueEnum;
+use engine::{Model, Storage};
 use formats::{BaseModel, ModelConfig};
 use kernels::Backend;
 use router::{Method, Observer, Plan, Query, Recipe, StepReport, TrainData, peak_memory};
@@ -191,15 +192,27 @@ fn print(mut result: serde_json::Value, device: &str, args: &Args) -> anyhow::Re
 fn training_speed<B: Backend>(backends: Vec<B>, args: &Args) -> anyhow::Result<serde_json::Value> {
     args.device.check_training(Method::Lora)?;
     let peak = backends.iter().map(B::peak_flops).sum();
-    let timed = if let Some(shape) = args.base.strip_prefix(RANDOM) {
+    let recipe = args.recipe.recipe()?;
+    let (timed, ceiling) = if let Some(shape) = args.base.strip_prefix(RANDOM) {
         anyhow::ensure!(args.data.is_none(), "--data needs a tokenizer, which random weights do not have");
         let tokens = args.example_tokens.map(|tokens| tokens as usize);
-        synthetic::timed_steps(backends, shape, tokens, &args.recipe.recipe()?, args.repeats)?
+        let (backends, ceiling) = linear_ceiling(backends, &BaseModel::random(shape)?)?;
+        (synthetic::timed_steps(backends, shape, tokens, &recipe, args.repeats)?, ceiling)
     } else {
-        let (base, recipe) = (base_path(&args.base)?, args.recipe.recipe()?);
-        timed_steps(backends, args.data()?, &args.fields, &base, recipe, args.repeats)?
+        let (base, data) = (base_path(&args.base)?, args.data()?);
+        let (backends, ceiling) = linear_ceiling(backends, &BaseModel::open(&base)?)?;
+        (timed_steps(backends, data, &args.fields, &base, recipe, args.repeats)?, ceiling)
     };
-    Ok(training(&timed, peak))
+    Ok(training(&timed, peak, ceiling))
+}
+
+/// Rows a second of the linear layers alone on so many devices, as measured on the first.
+fn linear_ceiling<B: Backend>(mut backends: Vec<B>, base: &BaseModel) -> anyhow::Result<(Vec<B>, f64)> {
+    let devices = backends.len() as f64;
+    let model = Model::load(backends.remove(0), base, Storage::AsStored)?;
+    let ceiling = devices * model.linear_ceiling();
+    backends.insert(0, model.into_backend());
+    Ok((backends, ceiling))
 }
 
 /// Training examples a second, over this many steps.
@@ -254,7 +267,8 @@ fn plan_of(data: &Path, fields: &ReadOptions, base: &Path, recipe: Recipe, int8:
     }
 }
 
-fn training(Timed { clock, config, device_bytes }: &Timed, peak: f64) -> serde_json::Value {
+/// What a training came to; `peak` in operations a second, `ceiling` in rows a second.
+fn training(Timed { clock, config, device_bytes }: &Timed, peak: f64, ceiling: f64) -> serde_json::Value {
     let rows_per_s = clock.per_second(|step| step.rows);
     // Forward and input gradient of every frozen linear layer, two operations a weight each.
     let linear = config.parameters()
@@ -264,6 +278,7 @@ fn training(Timed { clock, config, device_bytes }: &Timed, peak: f64) -> serde_j
         "tokens_per_s": clock.per_second(|step| step.tokens),
         "rows_per_s": rows_per_s,
         "seconds_per_step": clock.seconds_per_step(),
+        "ceiling_share": rows_per_s / ceiling,
         "peak_share": 4.0 * linear as f64 * rows_per_s / peak,
         "device_memory_bytes": device_bytes,
     })
