@@ -7,7 +7,8 @@ use std::ops::Range;
 
 use crate::linear::bytes::Rounded;
 use crate::linear::kernel::{COLUMNS, MOST_ROWS, ROWS};
-use crate::linear::product::{Left, LeftLayout, RowPanels, multiply};
+use crate::linear::left::{Left, LeftLayout, RowPanels};
+use crate::linear::product::multiply;
 use crate::linear::words::Scratch;
 use crate::linear::{self, PackedMatrix, Sink, Target};
 use crate::pool::{self, Shared};

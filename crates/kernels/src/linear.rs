@@ -16,6 +16,7 @@ mod exp;
 mod gradient;
 mod image;
 pub(crate) mod kernel;
+pub(crate) mod left;
 mod matrix;
 mod merge;
 #[cfg(target_arch = "aarch64")]
@@ -31,7 +32,8 @@ use std::ops::Range;
 
 use self::adapter::Folded;
 use self::kernel::{COLUMNS, MOST_ROWS, Segment};
-use self::product::{Left, LeftLayout, Right, RowPanels, multiply};
+use self::left::{Left, LeftLayout, RowPanels};
+use self::product::{Right, multiply};
 use self::words::Scratch;
 use crate::pool::{self, Shared};
 use crate::{Backend, Element, Isa, isa};

@@ -8,9 +8,10 @@
 use std::ops::Range;
 
 use super::kernel::{COLUMNS, Compute, LeftForm, MOST_ROWS, Multiply, Tile};
+use super::left::{Left, LeftLayout, RowPanels};
 #[cfg(target_arch = "aarch64")]
 use super::neon;
-use super::product::{Left, LeftLayout, Right, RowPanels, multiply};
+use super::product::{Right, multiply};
 use super::words::Scratch;
 use super::{PackedMatrix, Sink, Target, portable};
 #[cfg(target_arch = "x86_64")]

@@ -6,7 +6,8 @@
 use std::ops::Range;
 
 use super::kernel::{COLUMNS, LeftForm, MOST_ROWS};
-use super::product::{CHUNK, Left, LeftLayout, RowPanels};
+use super::left::{Left, LeftLayout, RowPanels};
+use super::product::CHUNK;
 use super::words::Scratch;
 use super::{Element, Layer, Slot};
 use crate::pool::{self, Shared};
