@@ -19,6 +19,13 @@ ARCHITECTURES = ["75", "80", "90a"]
 # Older devices have no bf16.
 WITHOUT_BF16 = ["75"]
 HEAD_SIZES = [6, 10, 64, 96, 128]
+# What comes after attention.cu in each of its programs.
+ATTENTION = [
+    ["attention_plain.cu"],
+    ["attention_forward.cu"],
+    ["attention_backward.cu"],
+    ["attention_hopper.cu", "attention_hopper_backward.cu"],
+]
 
 
 def library():
@@ -42,13 +49,15 @@ def programs():
         if path.name == "common.cu" or path.name.startswith("attention_"):
             continue
         source = f'{common}\n#line 1 "{path.name}"\n{path.read_text()}'
-        if path.name == "attention.cu":
-            for more in ("attention_hopper.cu", "attention_hopper_backward.cu"):
-                source += f'\n#line 1 "{more}"\n{path.with_name(more).read_text()}'
-            for size in HEAD_SIZES:
-                yield f"attention {size}", source, [f"-DHEAD_SIZE={size}"]
-        else:
+        if path.name != "attention.cu":
             yield path.stem, source, []
+            continue
+        for parts in ATTENTION:
+            whole = source
+            for more in parts:
+                whole += f'\n#line 1 "{more}"\n{path.with_name(more).read_text()}'
+            for size in HEAD_SIZES:
+                yield f"{parts[0].removesuffix('.cu')} {size}", whole, [f"-DHEAD_SIZE={size}"]
 
 
 def compile_program(nvrtc, source, options):

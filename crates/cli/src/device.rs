@@ -179,10 +179,10 @@ macro_rules! on_device {
 }
 pub(crate) use on_device;
 
-/// [`on_device`] for what takes one backend or several: `$function::<B>(backends, …)`.
+/// [`on_device`] for what takes one backend or several, of devices that were opened: `$function::<B>(backends, …)`.
 macro_rules! on_devices {
-    ($args:expr, $function:path, $($argument:expr),* $(,)?) => {
-        match $args.open() {
+    ($opened:expr, $function:path, $($argument:expr),* $(,)?) => {
+        match $opened {
             Ok($crate::device::Opened::F32(backend)) => $function(vec![backend], $($argument),*),
             Ok($crate::device::Opened::Bf16(backend)) => $function(vec![backend], $($argument),*),
             Ok($crate::device::Opened::Cuda(backends)) => $function(backends, $($argument),*),

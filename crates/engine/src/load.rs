@@ -40,6 +40,7 @@ impl<B: Backend> Model<B> {
         mut ready: impl FnMut(&B, usize, &mut Block<B>),
     ) -> Result<Self> {
         let config = base.config.clone();
+        backend.expect_heads(config.head_dim);
         let traits = config.family.traits();
         let reader = Reader { backend: &backend, base, source };
         let mut blocks = Vec::with_capacity(config.layers);

@@ -71,6 +71,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn scales_loss(&self) -> bool {
         false
     }
+    /// Begins, beside what comes next, to prepare attention with heads of `head_dim` values; without it the first pass
+    /// does.
+    fn expect_heads(&self, _head_dim: usize) {}
     /// Operations a second (a multiply-add counts as two) of products whose operands are near; measured.
     fn peak_flops(&self) -> f64;
     /// Rows of a pass that keep the device busy; more take memory and save little time.

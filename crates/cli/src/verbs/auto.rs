@@ -127,7 +127,7 @@ fn attempt(
         router::train_linear(&data, &plan, folder, &mut observer)?
     } else {
         let base = BaseModel::open(base_path(candidate.base)?)?;
-        on_devices!(args.device, start, base, &data, &plan, folder, &mut observer)?
+        on_devices!(args.device.open(), start, base, &data, &plan, folder, &mut observer)?
     };
     let rows: &[Example] = &data.train()[..data.train().len().min(60)];
     let ms = on_device!(args.device.first(), compare::ms_a_query, folder, rows, &args.device)?;

@@ -152,13 +152,22 @@ pub(crate) fn train(args: &Args) -> anyhow::Result<Outcome> {
 /// Trains the base that is named.
 fn one(args: &Args) -> anyhow::Result<Outcome> {
     let plan = if args.resume { interrupted(args)? } else { plan(args)? };
-    let data = data(&plan)?;
     if plan.recipe.method == Some(Method::Linear) {
-        return Ok(router::train_linear(&data, &plan, &args.out, &mut Training::new())?);
+        return Ok(router::train_linear(&data(&plan)?, &plan, &args.out, &mut Training::new())?);
     }
-    let base = BaseModel::open(base_path(&plan.base)?)?;
-    args.device.check_training(plan.recipe.method_for(&base))?;
-    on_devices!(args.device, start, base, &data, &plan, &args.out, args.resume)
+    // To open a GPU takes about as long as to read what it is to learn.
+    let (opened, read) = std::thread::scope(|scope| {
+        let opening = scope.spawn(|| args.device.open());
+        let read = (|| {
+            let base = BaseModel::open(base_path(&plan.base)?)?;
+            args.device.check_training(plan.recipe.method_for(&base))?;
+            base.sha256();
+            anyhow::Ok((data(&plan)?, base))
+        })();
+        (opening.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), read)
+    });
+    let (data, base) = read?;
+    on_devices!(opened, start, base, &data, &plan, &args.out, args.resume)
 }
 
 /// The plan of the interrupted run, which other flags must not contradict: it goes on as it began.

@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::device::{Lane, Values};
+use super::device::{Function, Lane, Values};
 use super::pass::Pass;
 use super::plan::{KEY_TILE, Kernel, SUM_SLICES, shared_bytes};
-use super::program::Program;
+use super::program::{Coming, Program};
 use super::scratch::Kind;
 use super::{Cuda, args};
 use crate::{AttentionShape, KvColumns, Mask, bf16};
@@ -14,8 +14,8 @@ use crate::{AttentionShape, KvColumns, Mask, bf16};
 const GROUP: usize = 4;
 
 /// Which kernels compute a pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Way {
     /// A row a warp.
     Plain,
     /// Products of a warp.
@@ -24,15 +24,27 @@ enum Way {
     Warpgroup,
 }
 
+/// The programs of one way and head size.
+#[derive(Debug)]
+pub(super) struct Programs(Vec<(&'static [Kernel], Coming)>);
+
+impl Programs {
+    /// The one with this kernel.
+    fn of(&self, kernel: Kernel) -> &Program {
+        let with = self.0.iter().find(|(kernels, _)| kernels.contains(&kernel));
+        with.unwrap_or_else(|| unreachable!("each way has every kernel")).1.get()
+    }
+}
+
 /// The kernels for one head size, and those to be taken.
 struct Kernels {
-    program: Arc<Program>,
+    programs: Arc<Programs>,
     way: Way,
 }
 
 impl Kernels {
-    fn name(&self, kernel: Kernel) -> &'static str {
-        name(kernel, self.way)
+    fn function(&self, kernel: Kernel) -> Function {
+        self.programs.of(kernel).get(name(kernel, self.way))
     }
 
     /// Blocks and threads of the kernels that go by query items.
@@ -66,6 +78,30 @@ fn name(kernel: Kernel, way: Way) -> &'static str {
     }
 }
 
+/// Adds up what the blocks of the pass over keys have left.
+const SUM: &str = "attention_sum";
+
+/// The programs of a way, side by side so that they are compiled so: each with its kernels.
+fn sources(way: Way) -> &'static [(&'static str, &'static [Kernel])] {
+    macro_rules! source {
+        ($($file:literal),*) => {
+            concat!(include_str!("source/attention.cu"), $(include_str!(concat!("source/", $file))),*)
+        };
+    }
+    use Kernel::{BackwardKey, BackwardQuery, Forward};
+    match way {
+        Way::Plain => &[(source!("attention_plain.cu"), &[Forward, BackwardQuery, BackwardKey])],
+        Way::Warp => &[
+            (source!("attention_forward.cu"), &[Forward]),
+            (source!("attention_backward.cu"), &[BackwardQuery, BackwardKey]),
+        ],
+        Way::Warpgroup => &[(
+            source!("attention_hopper.cu", "attention_hopper_backward.cu"),
+            &[Forward, BackwardQuery, BackwardKey],
+        )],
+    }
+}
+
 /// Dynamic shared memory of a block, in bytes.
 fn shared(kernel: Kernel, way: Way, head_dim: usize) -> usize {
     match way {
@@ -88,42 +124,49 @@ const WARPGROUP_HEAD: usize = 64;
 const MANY_KEYS: usize = 128;
 
 impl Cuda {
+    /// Whether the products of warps, which are of bf16, know this head size.
+    fn has_products(&self, head_dim: usize) -> bool {
+        head_dim.is_multiple_of(16) && head_dim <= 128 && !self.device.f16
+    }
+
     fn attention_kernels(&self, head_dim: usize, pass: &Pass) -> Kernels {
-        const ALL: [Kernel; 3] = [Kernel::Forward, Kernel::BackwardQuery, Kernel::BackwardKey];
-        // The products of warps are of bf16.
-        let tensor_cores = head_dim.is_multiple_of(16) && head_dim <= 128 && !self.device.f16;
-        let warpgroups = tensor_cores && head_dim == WARPGROUP_HEAD && self.device.has_warpgroups();
-        let mut programs = self.attention.lock().unwrap_or_else(PoisonError::into_inner);
-        let program = programs.entry(head_dim).or_insert_with(|| {
-            let source = concat!(
-                include_str!("source/attention.cu"),
-                include_str!("source/attention_hopper.cu"),
-                include_str!("source/attention_hopper_backward.cu"),
-            );
-            let defines = [format!("-DHEAD_SIZE={head_dim}")];
-            let ways: &[Way] = match (tensor_cores, warpgroups) {
-                (false, _) => &[Way::Plain],
-                (true, false) => &[Way::Warp],
-                (true, true) => &[Way::Warp, Way::Warpgroup],
-            };
-            let kernels: Vec<_> = ways.iter().flat_map(|&way| ALL.map(|kernel| (kernel, way))).collect();
-            let mut names: Vec<_> = kernels.iter().map(|&(kernel, way)| name(kernel, way)).collect();
-            names.push("attention_sum");
-            let program =
-                Program::load(&self.device, self.cache.as_deref(), "attention", source, &defines, &names)
-                    .unwrap_or_else(|error| panic!("{error}"));
-            for (kernel, way) in kernels {
-                let allowed = program.allow_shared(name(kernel, way), shared(kernel, way, head_dim));
-                allowed.unwrap_or_else(|error| panic!("{error}"));
-            }
-            Arc::new(program)
-        });
-        let way = match tensor_cores {
+        let warpgroups = head_dim == WARPGROUP_HEAD && self.device.has_warpgroups();
+        let way = match self.has_products(head_dim) {
             false => Way::Plain,
             true if warpgroups && pass.mean_keys >= MANY_KEYS => Way::Warpgroup,
             true => Way::Warp,
         };
-        Kernels { program: program.clone(), way }
+        Kernels { programs: self.attention_programs(head_dim, way), way }
+    }
+
+    /// Begins to compile what short rows need.
+    pub(super) fn expect_heads(&self, head_dim: usize) {
+        self.attention_programs(head_dim, if self.has_products(head_dim) { Way::Warp } else { Way::Plain });
+    }
+
+    fn attention_programs(&self, head_dim: usize, way: Way) -> Arc<Programs> {
+        let begin = |&(source, kernels): &(&'static str, &'static [Kernel])| {
+            let (device, cache) = (self.device.clone(), self.cache.clone());
+            let coming = Coming::begin(move || {
+                let defines = [format!("-DHEAD_SIZE={head_dim}")];
+                let mut names: Vec<_> = kernels.iter().map(|&kernel| name(kernel, way)).collect();
+                if kernels.contains(&Kernel::BackwardKey) {
+                    names.push(SUM);
+                }
+                let program =
+                    Program::load(&device, cache.as_deref(), "attention", source, &defines, &names)?;
+                for &kernel in kernels {
+                    program.get(name(kernel, way)).allow_shared(shared(kernel, way, head_dim))?;
+                }
+                Ok(program)
+            });
+            (kernels, coming)
+        };
+        let mut programs = self.attention.lock().unwrap_or_else(PoisonError::into_inner);
+        let programs = programs
+            .entry((head_dim, way))
+            .or_insert_with(|| Arc::new(Programs(sources(way).iter().map(begin).collect())));
+        programs.clone()
     }
 
     pub(super) fn attention_forward(
@@ -154,7 +197,7 @@ impl Cuda {
             causal,
             shape.scale
         ];
-        let function = kernels.program.get(kernels.name(Kernel::Forward));
+        let function = kernels.function(Kernel::Forward);
         self.side.settle(&[qkv.first(0), kv.first(0)], &[out.first(0), lse.first(0)]);
         // SAFETY: the buffers hold the pass's rows; its lists name rows of `kv` that the engine has made room for.
         unsafe {
@@ -186,9 +229,7 @@ impl Cuda {
         let d_qkv = d_qkv.first(rows * shape.qkv_width());
         let [d_out, out] = [d_out, out].map(|values| values.first(rows * shape.q_width()));
         let (lse, qkv) = (lse.first(rows * heads), qkv.first(rows * shape.qkv_width()));
-        let start = |kernel: Kernel| {
-            (kernels.program.get(kernels.name(kernel)), kernels.shared(kernel, shape.head_dim))
-        };
+        let start = |kernel: Kernel| (kernels.function(kernel), kernels.shared(kernel, shape.head_dim));
         self.side.settle(&[d_out, out, lse, qkv], &[d_qkv, delta, parts]);
         // SAFETY: the buffers hold the pass's rows, and the lists name rows of the pass.
         unsafe {
@@ -233,7 +274,7 @@ impl Cuda {
             let args = args![d_qkv, parts, pass.sums.address, heads, kv_heads];
             self.device.launch(
                 Lane::Main,
-                kernels.program.get("attention_sum"),
+                kernels.programs.of(Kernel::BackwardKey).get(SUM),
                 pass.sums.count * kv_heads * SUM_SLICES,
                 256,
                 0,

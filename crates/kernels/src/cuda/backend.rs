@@ -105,6 +105,9 @@ impl Backend for Cuda {
     fn peak_flops(&self) -> f64 {
         self.large_products()
     }
+    fn expect_heads(&self, head_dim: usize) {
+        Self::expect_heads(self, head_dim);
+    }
     fn rows_at_once(&self) -> usize {
         3072
     }

@@ -294,6 +294,19 @@ unsafe impl Send for Function {}
 // SAFETY: as above.
 unsafe impl Sync for Function {}
 
+impl Function {
+    /// Lets the kernel use so many bytes of dynamic shared memory.
+    ///
+    /// # Errors
+    /// When the device has not as much.
+    pub(super) fn allow_shared(self, bytes: usize) -> Result<(), CudaError> {
+        use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MOST;
+        // SAFETY: the function is of a loaded module.
+        unsafe { result::function::set_function_attribute(self.0, MOST, bytes as i32) }
+            .doing("give a kernel shared memory")
+    }
+}
+
 impl Device {
     /// Starts a kernel on `grid` blocks, none if there are none.
     ///

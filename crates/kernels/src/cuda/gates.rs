@@ -1,7 +1,7 @@
 //! The feed-forward layer with a gate, whose kernels add LoRA's share to what they read and take from what they write
 //! what LoRA's matrices want of it: the outputs of the large products are read once.
 
-use super::device::{Lane, Values};
+use super::device::{Arg, Lane, Values};
 use super::linear::Lora;
 use super::product::{Operand, Place};
 use super::scratch::Kind;
@@ -14,7 +14,7 @@ const RANK: usize = 16;
 /// Columns of a block.
 const COLUMNS: usize = 256;
 /// Rows of a block in the forward pass.
-const FORWARD_ROWS: usize = 64;
+const FORWARD_ROWS: usize = 128;
 /// Rows that a warp works on at a time.
 const TILE_ROWS: usize = 16;
 /// Rows of gradients that each chunk of rows leaves: of three matrices.
@@ -25,6 +25,12 @@ const BLOCKS: usize = 256;
 const SUM_COLUMNS: usize = 32;
 /// Rows from which this is faster than op by op.
 const LEAST_ROWS: usize = 512;
+
+/// Bytes of shared memory for what a block reads of a matrix, while it works on the rows before.
+const COMING: usize = 2 * 2 * TILE_ROWS * COLUMNS;
+/// What the kernels use of it.
+pub(super) const SHARED: [(&str, usize); 2] =
+    [("gated_with_lora", 2 * COMING), ("gated_with_lora_backward", 3 * COMING)];
 
 type Narrow = Values<bf16>;
 
@@ -81,7 +87,8 @@ impl Cuda {
         // SAFETY: the shapes are those of the layer, the buffers long enough; the kernels know these shapes.
         unsafe {
             self.products.run(Lane::Main, place, h, weight, [rows, 2 * width, inputs], 1.0);
-            self.launch_beside([&[gate_up, mid], &[act]], "gated_with_lora", grid, 256, args);
+            self.side.settle(&[gate_up, mid], &[act]);
+            self.launch_gate(0, grid, args);
             let args = args![next_mid, mids, down_lora.scale, blocks, len];
             self.launch_beside([&[mids], &[next_mid]], "sum_mid_parts", len.div_ceil(1024), 256, args);
         }
@@ -129,8 +136,8 @@ impl Cuda {
         // SAFETY: the shapes are those of the layer, the buffers long enough; the kernels know these shapes.
         unsafe {
             self.products.run(Lane::Main, place, slopes, weight, [rows, width, outputs], 1.0);
-            let touches: [&[u64]; 2] = [&[d_act, mid, d_mid], &[d_up, parts]];
-            self.launch_beside(touches, "gated_with_lora_backward", grid, 256, args);
+            self.side.settle(&[d_act, mid, d_mid], &[d_up, parts]);
+            self.launch_gate(1, grid, args);
             let args = args![next_d_mid, d_mids, up_lora.scale, blocks, len];
             self.launch_beside([&[], &[next_d_mid]], "sum_mid_parts", len.div_ceil(1024), 256, args);
         }
@@ -152,6 +159,16 @@ impl Cuda {
         self.side.run(Lane::Gradients, &[h.first(0), next_d_mid], &[gradients.first(0)], || {
             self.a_gradients(gradients, [h, d_up_mid], layer.up, rows);
         });
+    }
+
+    /// Starts one of the kernels of [`SHARED`].
+    ///
+    /// # Safety
+    /// As [`super::device::Device::launch`].
+    unsafe fn launch_gate<const N: usize>(&self, which: usize, grid: usize, args: [Arg; N]) {
+        let (kernel, shared) = SHARED[which];
+        // SAFETY: by contract.
+        unsafe { self.device.launch(Lane::Main, self.functions[kernel], grid, 256, shared, args) }
     }
 
     /// `mid = scale * x down`, beside the main stream. Shapes: `mid` `(rows, ranks)`, `x` `(rows, sums)`.

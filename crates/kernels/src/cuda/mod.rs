@@ -95,8 +95,8 @@ const GATES: (&str, &str, &[&str]) = (
 #[derive(Debug)]
 pub struct Cuda {
     functions: HashMap<&'static str, Function>,
-    /// By head size.
-    attention: Mutex<HashMap<usize, Arc<Program>>>,
+    /// By head size and way.
+    attention: Mutex<HashMap<(usize, attention::Way), Arc<attention::Programs>>>,
     #[expect(dead_code, reason = "the functions are theirs")]
     programs: Vec<Program>,
     products: Products,
@@ -150,7 +150,10 @@ impl Cuda {
                 .collect()
         });
         let programs = compiled.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let functions = programs.iter().flat_map(Program::functions).collect();
+        let functions: HashMap<_, _> = programs.iter().flat_map(Program::functions).collect();
+        for (kernel, bytes) in gates::SHARED {
+            functions.get(kernel).map_or(Ok(()), |function: &Function| function.allow_shared(bytes))?;
+        }
         let products = Products::new(&device)?;
         let (scratch, side, layers) = (Scratch::new(&device), Side::new(&device), Mutex::default());
         Ok(Self {

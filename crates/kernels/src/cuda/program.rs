@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_char};
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
 
 use cudarc::driver::{result, sys};
 use cudarc::nvrtc::{result as nvrtc, sys as nvrtc_sys};
@@ -83,17 +84,6 @@ impl Program {
         self.functions.iter().map(|(&name, &function)| (name, function))
     }
 
-    /// Lets a kernel use so many bytes of dynamic shared memory.
-    ///
-    /// # Errors
-    /// When the device has not as much.
-    pub(super) fn allow_shared(&self, name: &str, bytes: usize) -> Result<(), CudaError> {
-        use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MOST;
-        // SAFETY: the function is of a loaded module.
-        unsafe { result::function::set_function_attribute(self.get(name).0, MOST, bytes as i32) }
-            .doing("give a kernel shared memory")
-    }
-
     /// One of the kernels.
     pub(super) fn get(&self, name: &str) -> Function {
         self.functions[name]
@@ -108,6 +98,42 @@ impl Drop for Program {
             self.device.bind();
             let _ = result::module::unload(self.module);
         }
+    }
+}
+
+/// A program on its way, made by a thread of its own.
+#[derive(Debug)]
+pub(super) struct Coming {
+    thread: Mutex<Option<JoinHandle<Result<Program, CudaError>>>>,
+    program: OnceLock<Program>,
+}
+
+impl Coming {
+    pub(super) fn begin(load: impl FnOnce() -> Result<Program, CudaError> + Send + 'static) -> Self {
+        Self { thread: Mutex::new(Some(thread::spawn(load))), program: OnceLock::new() }
+    }
+
+    /// The program, when it is there.
+    ///
+    /// # Panics
+    /// When it could not be made.
+    pub(super) fn get(&self) -> &Program {
+        self.program.get_or_init(|| {
+            let made = self.join().unwrap_or_else(|| unreachable!("a program is awaited once"));
+            made.unwrap_or_else(|error| panic!("{error}"))
+        })
+    }
+
+    fn join(&self) -> Option<Result<Program, CudaError>> {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    }
+}
+
+impl Drop for Coming {
+    /// A process must not end while the compiler is at work.
+    fn drop(&mut self) {
+        let _ = self.join();
     }
 }
 

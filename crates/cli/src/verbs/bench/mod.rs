@@ -87,7 +87,7 @@ fn at_once<B: Backend>(backend: &B) -> usize {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
     match args.what {
-        What::Train => on_devices!(args.device, measure_training, args),
+        What::Train => on_devices!(args.device.open(), measure_training, args),
         What::Route => on_device!(args.device, measure_routing, args),
         What::Scaling => on_device!(args.device, measure_scaling, args),
     }

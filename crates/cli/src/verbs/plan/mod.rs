@@ -133,7 +133,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Done> {
         write!(Output, "{}", Prices::built_in_text())?;
         return Ok(Done::Fully);
     }
-    let forecast = on_devices!(args.device, forecast, args)?;
+    let forecast = on_devices!(args.device.open(), forecast, args)?;
     if args.json {
         writeln!(Output, "{}", serde_json::to_string_pretty(&forecast)?)?;
     } else {

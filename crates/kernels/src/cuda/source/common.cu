@@ -54,6 +54,20 @@ __device__ __forceinline__ f32 high(u32 word) { return __uint_as_float(word & 0x
 
 __device__ __forceinline__ bf16 narrow(f32 value) { return bf16{u16(pack(value, 0.0f))}; }
 
+#if __CUDA_ARCH__ >= 800
+
+__device__ __forceinline__ u32 shared_address(const void* pointer) { return u32(__cvta_generic_to_shared(pointer)); }
+
+// 16 bytes to shared memory, zeros where they are not `there`.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(shared_address(to)), "l"(__cvta_generic_to_global(from)), "r"(there ? 16 : 0)
+                 : "memory");
+}
+
+#endif
+
 // Values that a thread reads or writes at a time.
 constexpr u32 LANES = 8;
 

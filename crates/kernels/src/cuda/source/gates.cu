@@ -110,16 +110,33 @@ struct MidSums {
 // Eight values of each of the two rows of a lane.
 struct Pair {
     uint4 row[2];
-    __device__ __forceinline__ void load(const bf16* from, u64 eight_rows) {
-#pragma unroll
-        for (u32 i = 0; i < 2; i++) row[i] = *reinterpret_cast<const uint4*>(from + i * eight_rows);
-    }
     __device__ __forceinline__ void store(bf16* to, u64 eight_rows) const {
 #pragma unroll
         for (u32 i = 0; i < 2; i++) *reinterpret_cast<uint4*>(to + i * eight_rows) = row[i];
     }
     __device__ __forceinline__ u32& word(u32 i, u32 j) { return j == 0 ? row[i].x : j == 1 ? row[i].y : j == 2 ? row[i].z : row[i].w; }
 };
+
+// What the lanes of a block read of `PAIRS` matrices, on its way while the rows before are worked on. Each lane gets what
+// it has asked for itself, so that none waits for another.
+template <u32 PAIRS>
+struct Coming {
+    uint4 of[2][PAIRS][2][32 * GATE_WARPS];
+    __device__ __forceinline__ void ask(u32 round, u32 pair, const bf16* from, u64 eight_rows) {
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) copy_async(&of[round % 2][pair][i][threadIdx.x], from + i * eight_rows, true);
+    }
+    __device__ __forceinline__ void take(Pair& pair, u32 round, u32 which) const {
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) pair.row[i] = of[round % 2][which][i][threadIdx.x];
+    }
+};
+
+// Ends what is asked for in this round; waits for what was asked for in the round before.
+__device__ __forceinline__ void round_asked() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void round_before_wait() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
+
+extern __shared__ uint4 shared_memory[];
 
 // The values of the `j`-th product, in the order of its sum.
 __device__ __forceinline__ void unpack(f32 (&values)[4], Pair& pair, u32 j) {
@@ -143,15 +160,26 @@ extern "C" __global__ void __launch_bounds__(32 * GATE_WARPS)
     load_a_columns(down_a, a + first, width, lane);
     mids += u64(blockIdx.x % blocks) * rows * RANK;
     u32 begin = blockIdx.x / blocks * chunk, end = min(rows, begin + chunk);
+    auto& coming = *reinterpret_cast<Coming<2>*>(shared_memory);
+    auto ask = [&](u32 row) {
+        const bf16* from = gate_up + u64(row + lane / 4) * 2 * width + column;
+        if (row < end) {
+            coming.ask(row / TILE_ROWS, 0, from, u64(16) * width);
+            coming.ask(row / TILE_ROWS, 1, from + width, u64(16) * width);
+        }
+        round_asked();
+    };
+    ask(begin);
     for (u32 row = begin; row < end; row += TILE_ROWS) {
+        ask(row + TILE_ROWS);
         u64 own = row + lane / 4;
-        const bf16* from = gate_up + own * 2 * width + column;
-        Pair gates, ups;
-        gates.load(from, u64(16) * width);
-        ups.load(from + width, u64(16) * width);
         Left gate_mid, up_mid;
         load_mid(gate_mid, mid + u64(row) * 2 * RANK, 2 * RANK, lane);
         load_mid(up_mid, mid + u64(row) * 2 * RANK + RANK, 2 * RANK, lane);
+        Pair gates, ups;
+        round_before_wait();
+        coming.take(gates, row / TILE_ROWS, 0);
+        coming.take(ups, row / TILE_ROWS, 1);
         Pair out;
         f32 mid_sums[2][4] = {};
 #pragma unroll
@@ -209,11 +237,19 @@ extern "C" __global__ void __launch_bounds__(32 * GATE_WARPS, 2)
     u64 own = begin + lane / 4;
     bf16* at = gate_up + own * 2 * width + column;
     d_act += own * width + column;
+    auto& coming = *reinterpret_cast<Coming<3>*>(shared_memory);
+    auto ask = [&](u32 row, const bf16* gate, const bf16* slope) {
+        if (row < end) {
+            coming.ask(row / TILE_ROWS, 0, gate, u64(16) * width);
+            coming.ask(row / TILE_ROWS, 1, gate + width, u64(16) * width);
+            coming.ask(row / TILE_ROWS, 2, slope, u64(8) * width);
+        }
+        round_asked();
+    };
+    ask(begin, at, d_act);
     for (u32 row = begin; row < end; row += TILE_ROWS) {
-        Pair gates, ups, slopes;
-        gates.load(at, u64(16) * width);
-        ups.load(at + width, u64(16) * width);
-        slopes.load(d_act, u64(8) * width);
+        d_act += u64(TILE_ROWS) * width;
+        ask(row + TILE_ROWS, at + u64(2 * TILE_ROWS) * width, d_act);
         Left gate_mid, up_mid, d_mid, turned_gate, turned_up, turned_down;
         load_mid(gate_mid, mid + u64(row) * 2 * RANK, 2 * RANK, lane);
         load_mid(up_mid, mid + u64(row) * 2 * RANK + RANK, 2 * RANK, lane);
@@ -221,6 +257,11 @@ extern "C" __global__ void __launch_bounds__(32 * GATE_WARPS, 2)
         turn_mid(turned_gate, gate_mid);
         turn_mid(turned_up, up_mid);
         turn_mid(turned_down, d_mid);
+        Pair gates, ups, slopes;
+        round_before_wait();
+        coming.take(gates, row / TILE_ROWS, 0);
+        coming.take(ups, row / TILE_ROWS, 1);
+        coming.take(slopes, row / TILE_ROWS, 2);
         // Ranks of the gates, then of the ups.
         f32 d_mid_sums[4][4] = {};
 #pragma unroll
@@ -277,7 +318,7 @@ extern "C" __global__ void __launch_bounds__(32 * GATE_WARPS, 2)
         }
         gates.store(at, u64(16) * width);
         ups.store(at + width, u64(16) * width);
-        at += u64(2 * TILE_ROWS) * width, d_act += u64(TILE_ROWS) * width;
+        at += u64(2 * TILE_ROWS) * width;
         __syncthreads();
         found.put(d_mid_sums, lane);
         __syncthreads();
