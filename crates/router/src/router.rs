@@ -76,9 +76,10 @@ impl<B: Backend> Router<B> {
             Method::Full | Method::Head | Method::Linear => Storage::Expanded,
         };
         let by_head = base.config.is_encoder() || method == Method::Head;
-        let (checked, tokenizer, model) = std::thread::scope(|scope| {
+        let (checked, tokenizer, draft, model) = std::thread::scope(|scope| {
             let checked = scope.spawn(|| run.check_base(base));
             let tokenizer = scope.spawn(|| run.tokenizer());
+            let draft = scope.spawn(|| run.draft());
             let read = |backend| {
                 let adapter = method.has_adapter().then(|| run.adapter(&base.config)).transpose()?;
                 read_model(backend, base, storage, method, adapter.as_ref(), encoding)
@@ -89,13 +90,12 @@ impl<B: Backend> Router<B> {
             } else {
                 read(backend)
             };
-            (join(checked), join(tokenizer), model)
+            (join(checked), join(tokenizer), join(draft), model)
         });
         checked?;
         let (tokenizer, mut model) = (tokenizer?, model?);
         if !by_head {
-            let draft = run.draft()?;
-            return Self::of_decoder(run.manifest, model, tokenizer, draft);
+            return Self::of_decoder(run.manifest, model, tokenizer, draft?);
         }
         model.set_context(run.manifest.prompt.longest(&run.manifest.labels));
         let scoring = Scoring::head(run.head(model.config())?, &run.manifest.prompt);
