@@ -44,6 +44,18 @@ impl DeviceArgs {
         Ok(())
     }
 
+    /// `--precision` as it was given.
+    pub(crate) fn named_precision(&self) -> Option<String> {
+        let value = self.precision.as_ref().and_then(ValueEnum::to_possible_value);
+        value.map(|value| value.get_name().to_owned())
+    }
+
+    /// The same in the arithmetic of this name.
+    pub(crate) fn in_precision(&self, name: Option<&str>) -> anyhow::Result<Self> {
+        let read = |name| Precision::from_str(name, false).map_err(anyhow::Error::msg);
+        Ok(Self { precision: name.map(read).transpose()?, ..self.clone() })
+    }
+
     /// The same with the first device alone.
     pub(crate) fn first(&self) -> Self {
         let device = match &self.device {

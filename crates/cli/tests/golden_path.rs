@@ -278,9 +278,16 @@ fn a_changed_file_is_refused_by_name() {
     let mut bytes = std::fs::read(&weights).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&weights, bytes).unwrap();
-    let output = frontdesk(folder.path()).args(["route", "--model", "run", "hello"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("adapter_model.safetensors"), "{}", stderr(&output));
+    let refused = |how: &str| {
+        let output = frontdesk(folder.path()).args(["route", "--model", "run", "hello"]).output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2));
+        let named = said.contains("adapter_model.safetensors") && said.contains(how);
+        assert!(named && said.contains("copy the whole run folder"), "{said}");
+    };
+    refused("its SHA-256 is");
+    std::fs::remove_file(&weights).unwrap();
+    refused("is missing");
 }
 
 /// Kills a run again and again, resumes it each time, and compares its bytes with a run that nobody disturbed.
@@ -293,7 +300,7 @@ fn kill_and_resume_ends_with_the_same_bytes() {
     let start = |resume: bool| {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin("frontdesk"));
         command.current_dir(folder.path()).stderr(Stdio::null()).stdout(Stdio::null());
-        command.args(["train", "--out", "broken", "--precision", "f32"]);
+        command.args(["train", "--out", "broken"]);
         if resume {
             command.arg("--resume");
         } else {

@@ -107,6 +107,12 @@ pub enum Error {
         /// As read.
         found: String,
     },
+    /// A file that belongs to the run is not there.
+    #[error("{}: is missing, frontdesk.json lists it", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
     /// The base model is another than the run was trained on.
     #[error("{}: is not the base model of this run: its SHA-256 is {found}, expected {expected}", path.display())]
     WrongBase {
@@ -186,11 +192,16 @@ impl Error {
             Self::Unfinished { .. } => "finish it with `frontdesk train --resume --out FOLDER`",
             Self::NotARun { .. } => "name the folder that `frontdesk train --out` wrote",
             Self::Format { .. } => "use the version of frontdesk that wrote it, or train anew",
-            Self::Changed { .. } => "copy the whole run folder again from where it was trained",
+            Self::Changed { .. } | Self::Missing { .. } => {
+                "copy the whole run folder again from where it was trained"
+            }
             Self::NoCascade { .. } => {
                 "choose one with `frontdesk eval --against MODEL --cascade best`; recorded answers are used again"
             }
             Self::WrongBase { .. } => "name the right file or folder with --base",
+            Self::Json { .. } => {
+                "copy it again from where it was written, or use the version of frontdesk that wrote it"
+            }
             Self::Checkpoint { .. } => "delete the folder and train anew",
             Self::Busy { .. } => "wait for it to end, or name another folder with --out",
             Self::PlanChanged { .. } => "put the old files back, or start a new run in another folder",

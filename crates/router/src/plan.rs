@@ -189,6 +189,9 @@ pub struct Plan {
     /// same that it will read. All else trains in the device's compute type.
     #[serde(default)]
     pub int8: bool,
+    /// The arithmetic as the user named it; `None`: what the device does best.
+    #[serde(default)]
+    pub precision: Option<String>,
     /// Seconds between checkpoints; changes nothing in the result.
     pub checkpoint_seconds: f32,
 }

@@ -71,6 +71,9 @@ impl RunFolder {
             // Names come from the file; they must not lead out of the folder.
             let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
             let file = path.join(name);
+            if inside && !file.exists() {
+                return Err(Error::Missing { path: file });
+            }
             let found =
                 if inside { store::sha256_file(&file)? } else { "not read: the name leads elsewhere".into() };
             if found != *expected {

@@ -65,6 +65,7 @@ fn a_head_reads_what_it_was_fitted_on() {
             base: base.display().to_string(),
             recipe: recipe.clone(),
             int8,
+            precision: None,
             checkpoint_seconds: 0.0,
         };
         let open = || BaseModel::open(&base).expect("the fixture is whole");

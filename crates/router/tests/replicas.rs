@@ -54,11 +54,20 @@ impl Job {
         let fields = ReadOptions::default();
         let file = routing::read(&path, &fields).expect("it is a table");
         let data = TrainData::new(file, None, &fields, &recipe).expect("it has two labels");
-        let (valid, text_field, label_field) = (None, None, None);
+        let (valid, text_field, label_field, precision) = (None, None, None, None);
         let base = "tiny".to_owned();
         let (int8, checkpoint_seconds) = (false, 0.0);
-        let plan =
-            Plan { data: path, valid, text_field, label_field, base, recipe, int8, checkpoint_seconds };
+        let plan = Plan {
+            data: path,
+            valid,
+            text_field,
+            label_field,
+            base,
+            recipe,
+            int8,
+            precision,
+            checkpoint_seconds,
+        };
         Self { plan, data }
     }
 

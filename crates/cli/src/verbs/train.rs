@@ -155,12 +155,13 @@ fn one(args: &Args) -> anyhow::Result<Outcome> {
     if plan.recipe.method == Some(Method::Linear) {
         return Ok(router::train_linear(&data(&plan)?, &plan, &args.out, &mut Training::new())?);
     }
+    let device = args.device.in_precision(plan.precision.as_deref())?;
     // To open a GPU takes about as long as to read what it is to learn.
     let (opened, read) = std::thread::scope(|scope| {
-        let opening = scope.spawn(|| args.device.open());
+        let opening = scope.spawn(|| device.open());
         let read = (|| {
             let base = BaseModel::open(base_path(&plan.base)?)?;
-            args.device.check_training(plan.recipe.method_for(&base))?;
+            device.check_training(plan.recipe.method_for(&base))?;
             base.sha256();
             anyhow::Ok((data(&plan)?, base))
         })();
@@ -180,6 +181,7 @@ fn interrupted(args: &Args) -> anyhow::Result<Plan> {
         valid: args.valid.as_ref().map(|valid| absolute(valid)).or_else(|| begun.valid.clone()),
         recipe: Recipe { method, ..args.recipe.over(begun.recipe.clone())? },
         int8: args.device.precision.map_or(begun.int8, |_| args.device.int8()),
+        precision: args.device.named_precision().or_else(|| begun.precision.clone()),
         base,
         ..begun.clone()
     };
@@ -244,6 +246,7 @@ pub(crate) fn plan(args: &Args) -> anyhow::Result<Plan> {
         base: args.base.clone(),
         recipe: Recipe { method, ..args.recipe.recipe()? },
         int8: args.device.int8(),
+        precision: args.device.named_precision(),
         checkpoint_seconds: args.checkpoint_seconds,
     })
 }
@@ -269,7 +272,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("run");
         std::fs::create_dir_all(out.join("checkpoint")).unwrap();
-        let begun = plan(&flags(&["--data", "a.csv", "--rank", "12", "--lr", "0.01"])).unwrap();
+        let begun = ["--data", "a.csv", "--rank", "12", "--lr", "0.01", "--precision", "f32"];
+        let begun = plan(&flags(&begun)).unwrap();
         std::fs::write(out.join("checkpoint/plan.json"), serde_json::to_vec(&begun).unwrap()).unwrap();
         let out = out.to_str().unwrap();
         let resume = |more: &[&str]| interrupted(&flags(&[&["--resume", "--out", out], more].concat()));
@@ -282,6 +286,7 @@ mod tests {
             (&["--data", "b.csv"], "b.csv"),
             (&["--method", "head"], "method null, not \"head\""),
             (&["--base", "distilbert"], "not \"distilbert\""),
+            (&["--precision", "bf16"], "precision \"f32\", not \"bf16\""),
         ] {
             let error = resume(other).unwrap_err().to_string();
             assert!(error.contains(named) && error.contains("leave those flags out"), "{error}");

@@ -263,6 +263,7 @@ fn plan_of(data: &Path, fields: &ReadOptions, base: &Path, recipe: Recipe, int8:
         base: base.display().to_string(),
         recipe,
         int8,
+        precision: None,
         checkpoint_seconds: f32::from(u16::MAX),
     }
 }
