@@ -15,15 +15,17 @@ pub(crate) struct Classifier {
     pub(crate) classes: usize,
     width: usize,
     pooling: Pooling,
+    /// See [`crate::Care::smoothing`].
+    smoothing: f32,
     pub(crate) values: Vec<f32>,
     pub(crate) gradients: Vec<f32>,
 }
 
 impl Classifier {
     /// A head whose values lie at `at`.
-    pub(crate) fn new(at: usize, classes: usize, width: usize, pooling: Pooling) -> Self {
+    pub(crate) fn new(at: usize, classes: usize, width: usize, pooling: Pooling, smoothing: f32) -> Self {
         let len = classes * (width + 1);
-        Self { at, classes, width, pooling, values: vec![0.0; len], gradients: vec![0.0; len] }
+        Self { at, classes, width, pooling, smoothing, values: vec![0.0; len], gradients: vec![0.0; len] }
     }
 
     /// As a head that reads features.
@@ -44,11 +46,13 @@ impl Classifier {
         let mut first = 0;
         for (feature, text) in features.chunks_exact(width).zip(texts) {
             let log_probs = Head::log_softmax(weight, bias, feature);
-            losses.push(-log_probs[text.target as usize]);
+            let spread = self.smoothing / classes as f32;
+            let target = (1.0 - self.smoothing) * log_probs[text.target as usize];
+            losses.push(-target - spread * log_probs.iter().sum::<f32>());
             let mut d_feature = vec![0.0; width];
             for (label, log_prob) in log_probs.iter().enumerate() {
-                let hit = if label == text.target as usize { 1.0 } else { 0.0 };
-                let d = text.weight * (log_prob.exp() - hit);
+                let hit = if label == text.target as usize { 1.0 - self.smoothing } else { 0.0 };
+                let d = text.weight * (log_prob.exp() - hit - spread);
                 d_bias[label] += d;
                 let at = label * width..(label + 1) * width;
                 d_feature.iter_mut().zip(&weight[at.clone()]).for_each(|(sum, w)| *sum += d * w);
@@ -75,19 +79,36 @@ mod tests {
     #[test]
     fn gradients_are_the_slopes() {
         for pooling in [Pooling::Mean, Pooling::First] {
-            check_slopes(pooling);
+            check_slopes(pooling, 0.0);
+            check_slopes(pooling, 0.3);
         }
     }
 
-    fn check_slopes(pooling: Pooling) {
+    #[test]
+    fn smoothing_is_the_cross_entropy_with_spread_targets() {
+        let losses = |smoothing| {
+            let mut classifier = Classifier::new(0, 2, 1, Pooling::Mean, smoothing);
+            classifier.values = vec![3.0f32.ln(), 0.0, 0.0, 0.0];
+            let mut losses = Vec::new();
+            let text = Labelled { row: 0, target: 0, weight: 1.0 };
+            classifier.loss(&mut losses, &mut [1.0], &[text]);
+            losses[0]
+        };
+        // Probabilities 3/4 and 1/4.
+        let (right, wrong) = (-(0.75f32).ln(), -(0.25f32).ln());
+        assert!((losses(0.0) - right).abs() < 1e-6);
+        assert!((losses(0.2) - (0.9 * right + 0.1 * wrong)).abs() < 1e-6);
+    }
+
+    fn check_slopes(pooling: Pooling, smoothing: f32) {
         let wave = |i: usize| (i as f32 * 0.9).sin();
-        let mut classifier = Classifier::new(0, 4, 5, pooling);
+        let mut classifier = Classifier::new(0, 4, 5, pooling, smoothing);
         classifier.values = (0..24).map(wave).collect();
         let outputs: Vec<f32> = (0..35).map(|i| wave(3 * i + 1)).collect();
         let label = |row, target, weight| Labelled { row, target, weight };
         let texts = [label(0, 2, 0.5), label(4, 0, 0.7), label(6, 3, 1.1)];
         let objective = |classifier: &Classifier, outputs: &[f32]| {
-            let empty = Classifier::new(0, 4, 5, pooling);
+            let empty = Classifier::new(0, 4, 5, pooling, smoothing);
             let mut classifier = Classifier { values: classifier.values.clone(), ..empty };
             let (mut losses, mut outputs) = (Vec::new(), outputs.to_vec());
             classifier.loss(&mut losses, &mut outputs, &texts);

@@ -13,9 +13,6 @@ use crate::model::Model;
 use crate::tree::TokenTree;
 use crate::{Error, Result};
 
-/// Rows of a pass; a longer text has a pass of its own.
-const ROWS_PER_PASS: usize = 512;
-
 /// Computes features; keeps its buffers between calls.
 pub struct Features<B: Backend> {
     /// Tokens that every text of a decoder begins with.
@@ -50,6 +47,8 @@ impl<B: Backend> Features<B> {
                 return Err(Error::NoTokens);
             }
         }
+        // On a processor the values of so few rows stay in its caches; a longer text has a pass of its own.
+        let most = model.backend().rows_at_once() / 2;
         let mut features = Vec::with_capacity(texts.len() * width);
         let mut rest = texts;
         let mut tree = TokenTree::default();
@@ -58,7 +57,7 @@ impl<B: Backend> Features<B> {
             let root = (!self.prefix.is_empty()).then(|| tree.push(None, &self.prefix));
             let mut chosen = Vec::new();
             for text in rest {
-                if !chosen.is_empty() && tree.rows() + text.len() > ROWS_PER_PASS {
+                if !chosen.is_empty() && tree.rows() + text.len() > most {
                     break;
                 }
                 tree.push(root, text);

@@ -5,6 +5,7 @@
 
 mod backward;
 mod block;
+mod care;
 mod ceiling;
 mod classifier;
 mod draft;
@@ -33,6 +34,7 @@ mod tree;
 mod trie;
 mod weights;
 
+pub use care::{Care, Hiding};
 pub use draft::{Draft, DraftEntry};
 pub use error::{Error, Result};
 pub use features::Features;

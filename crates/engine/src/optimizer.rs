@@ -1,5 +1,7 @@
 //! AdamW with a learning-rate schedule and clipping over one arena of parameters.
 
+use std::ops::Range;
+
 use kernels::{AdamW, Backend};
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +61,8 @@ pub(crate) struct Optimizer<B: Backend> {
     pub(crate) second: B::Wide,
     pub(crate) steps: u64,
     len: usize,
+    /// Stretches of the parameters, and what their learning rate is in that of the step.
+    rates: Vec<(Range<usize>, f32)>,
 }
 
 impl<B: Backend> Optimizer<B> {
@@ -66,7 +70,22 @@ impl<B: Backend> Optimizer<B> {
         let mut parameters = backend.wide(values.len());
         backend.upload(&mut parameters, 0, values);
         let zeros = || backend.wide(values.len());
-        Self { parameters, gradients: zeros(), first: zeros(), second: zeros(), steps: 0, len: values.len() }
+        let (len, rates) = (values.len(), vec![(0..values.len(), 1.0)]);
+        Self { parameters, gradients: zeros(), first: zeros(), second: zeros(), steps: 0, len, rates }
+    }
+
+    /// Gives stretches of the parameters, which together are all of them, learning rates of their own.
+    pub(crate) fn set_rates(&mut self, rates: impl Iterator<Item = (Range<usize>, f32)>) {
+        self.rates.clear();
+        for (range, rate) in rates.filter(|(range, _)| !range.is_empty()) {
+            match self.rates.last_mut() {
+                // One call where one is enough.
+                Some((last, same)) if same.to_bits() == rate.to_bits() && last.end == range.start => {
+                    last.end = range.end;
+                }
+                _ => self.rates.push((range, rate)),
+            }
+        }
     }
 
     pub(crate) fn clear_gradients(&mut self, backend: &B) {
@@ -100,7 +119,10 @@ impl<B: Backend> Optimizer<B> {
             gradient_scale: (options.clip / (norm + 1e-6)).min(1.0) / scale,
         };
         let Self { parameters, gradients, first, second, .. } = self;
-        backend.adamw(parameters, gradients, first, second, 0..self.len, &step);
+        for (range, rate) in &self.rates {
+            let step = AdamW { lr: rate * lr, ..step };
+            backend.adamw(parameters, gradients, first, second, range.clone(), &step);
+        }
         lr
     }
 }
@@ -120,6 +142,21 @@ mod tests {
             clip: 1.0,
             warm_up,
             schedule,
+        }
+    }
+
+    #[test]
+    fn stretches_have_rates_of_their_own() {
+        let backend = kernels::Cpu::<f32>::new();
+        let mut optimizer = Optimizer::new(&backend, &[0.0; 6]);
+        backend.upload(&mut optimizer.gradients, 0, &[1.0; 6]);
+        optimizer.set_rates([(0..2, 0.5), (2..3, 0.5), (3..3, 9.0), (3..6, 3.0)].into_iter());
+        assert_eq!(optimizer.rates, [(0..3, 0.5), (3..6, 3.0)]);
+        optimizer.step(&backend, &options(Schedule::Constant, 0.0), (1.0, 1.0), 0.01, 10);
+        let mut values = [0.0; 6];
+        backend.download(&mut values, &optimizer.parameters, 0);
+        for (value, rate) in values.into_iter().zip([0.5, 0.5, 0.5, 3.0, 3.0, 3.0]) {
+            assert!((value + 0.01 * rate).abs() < 1e-6, "the first step of AdamW is the rate: {values:?}");
         }
     }
 

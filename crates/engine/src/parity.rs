@@ -22,8 +22,8 @@ use serde_json::Value;
 
 use crate::tree::TokenTree;
 use crate::{
-    Adapter, Example, Features, LabelTrie, Lora, Model, OptimizerOptions, Projection, Sampler, Schedule,
-    Scorer, ScorerOptions, Storage, Trainer, TrainerOptions,
+    Adapter, Care, Example, Features, LabelTrie, Lora, Model, OptimizerOptions, Projection, Sampler,
+    Schedule, Scorer, ScorerOptions, Storage, Trainer, TrainerOptions,
 };
 
 /// f32 sums of at most a few hundred products against f64.
@@ -153,6 +153,7 @@ fn options(optimizer: &Value, rows_per_pass: usize, batch: usize) -> TrainerOpti
             warm_up: 0.0,
             schedule: Schedule::Linear,
         },
+        care: Care::default(),
         batch,
         rows_per_pass: Some(rows_per_pass),
         recompute: false,

@@ -3,6 +3,7 @@
 use kernels::{Backend, Linear};
 
 use crate::backward::Tape;
+use crate::care::{Care, Hiding};
 use crate::classifier::Classifier;
 use crate::loss_scale::LossScale;
 use crate::model::Model;
@@ -33,6 +34,7 @@ pub(crate) struct Replica<B: Backend> {
     pub(crate) optimizer: Optimizer<B>,
     rows_per_pass: usize,
     recompute: bool,
+    hiding: Option<Hiding>,
     tape: Option<Tape<B>>,
     tree: TokenTree,
     losses: Vec<f32>,
@@ -46,14 +48,22 @@ impl<B: Backend> Replica<B> {
             None => model.train_weights(),
         }
         let (width, at) = (model.config().hidden_size, trainable.head_at(model.config()));
+        let (pooling, smoothing) = (model.config().pooling, options.care.smoothing);
         let classifier =
-            trainable.classes.map(|classes| Classifier::new(at, classes, width, model.config().pooling));
-        let optimizer = Optimizer::new(&model.backend, &trainable.values);
+            trainable.classes.map(|classes| Classifier::new(at, classes, width, pooling, smoothing));
+        let mut optimizer = Optimizer::new(&model.backend, &trainable.values);
+        if let (Some(weights), Care { layer_decay, head_rate, .. }) = (&model.weights, options.care) {
+            let depths = weights.depths().into_iter();
+            let rates = depths.map(|(range, depth)| (range, layer_decay.powi(depth as i32)));
+            optimizer.set_rates(rates.chain([(at..trainable.values.len(), head_rate)]));
+        }
         let (most, recompute) = (most_rows(&model.backend), options.recompute);
         let fit = || rows_that_fit(&model, recompute).map_or(most, |fit| fit.min(most));
         let rows_per_pass = options.rows_per_pass.unwrap_or_else(fit);
         let (tape, tree, losses) = (None, TokenTree::default(), Vec::new());
-        let mut replica = Self { model, classifier, optimizer, rows_per_pass, recompute, tape, tree, losses };
+        let hiding = options.care.hiding;
+        let mut replica =
+            Self { model, classifier, optimizer, rows_per_pass, recompute, hiding, tape, tree, losses };
         replica.refresh();
         replica
     }
@@ -147,6 +157,9 @@ impl<B: Backend> Replica<B> {
             }
             tokens.clear();
             tokens.extend_from_slice(query);
+            if let Some(hiding) = self.hiding {
+                hiding.hide(&mut tokens, self.optimizer.steps, index);
+            }
             tokens.extend_from_slice(read);
             let first = self.tree.rows() + query.len() - 1;
             self.tree.push(root, &tokens);

@@ -4,6 +4,7 @@ use formats::ModelConfig;
 use kernels::Backend;
 use serde::{Deserialize, Serialize};
 
+use crate::care::Care;
 use crate::classifier::Classifier;
 use crate::head::Head;
 use crate::lora::Adapter;
@@ -41,6 +42,8 @@ pub struct TrainerOptions {
     pub lr: f32,
     /// The optimizer's other settings.
     pub optimizer: OptimizerOptions,
+    /// What is done in a training of every weight of an encoder.
+    pub care: Care,
     /// Examples a step, over all replicas.
     pub batch: usize,
     /// Rows a pass; a step whose tree is larger takes several passes and gives the same gradient. `None`: twice what

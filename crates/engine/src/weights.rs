@@ -82,6 +82,16 @@ impl Weights {
         self.len
     }
 
+    /// All values in stretches, each with how many blocks lie above it: none above the highest block, all of them above
+    /// embeddings and the norm outside the blocks.
+    pub(crate) fn depths(&self) -> Vec<(Range<usize>, usize)> {
+        let starts = self.blocks.iter().map(|places| places.norm1.weight);
+        let starts: Vec<usize> = [0].into_iter().chain(starts).chain([self.norm.weight, self.len]).collect();
+        let blocks = self.blocks.len();
+        let depth = |stretch: usize| if (1..=blocks).contains(&stretch) { blocks - stretch } else { blocks };
+        starts.windows(2).enumerate().map(|(i, ends)| (ends[0]..ends[1], depth(i))).collect()
+    }
+
     /// Whether a tensor is a block's.
     pub(crate) fn in_blocks(&self, entry: &WeightEntry) -> bool {
         let first = self.blocks.first().map_or(self.norm.weight, |places| places.norm1.weight);
@@ -136,5 +146,28 @@ impl Layout<'_> {
         let entry = WeightEntry { name, shape, at: self.len };
         self.len = entry.range().end;
         self.entries.push(entry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_has_the_depth_of_its_tensor() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/families/bert");
+        let base = BaseModel::open(folder).unwrap();
+        let (weights, layers) = (Weights::new(&base.config), base.config.layers);
+        let depths = weights.depths();
+        let ends: Vec<usize> = depths.iter().map(|(range, _)| range.end).collect();
+        let starts: Vec<usize> = depths.iter().map(|(range, _)| range.start).collect();
+        assert!(starts[0] == 0 && starts[1..] == ends[..ends.len() - 1]);
+        assert_eq!(ends.last(), Some(&weights.values()));
+        for entry in &weights.entries {
+            let (_, depth) = depths.iter().find(|(range, _)| range.contains(&entry.at)).unwrap();
+            let layer = entry.name.split_once("layer.").map(|(_, rest)| rest.split('.').next().unwrap());
+            let above = layer.map_or(layers, |layer| layers - 1 - layer.parse::<usize>().unwrap());
+            assert_eq!(*depth, above, "{}", entry.name);
+        }
     }
 }

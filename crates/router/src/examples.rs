@@ -148,6 +148,8 @@ pub(crate) struct Encoded {
     pub(crate) valid_labels: Vec<usize>,
     /// Queries cut to the longest length.
     pub(crate) cut: usize,
+    /// The model's token for a hidden one, if it knows one.
+    pub(crate) mask: Option<u32>,
     /// What guesses a label from a query's tokens; nothing where a head reads the query.
     pub(crate) draft: Option<Draft>,
 }
@@ -158,7 +160,7 @@ impl Encoded {
         PassSizes {
             prefix: self.prompt.shared_ids().len(),
             longest: self.train.iter().map(Example::read).max().unwrap_or(0),
-            batch: recipe.sized_for(self.train.len()).0,
+            batch: recipe.sized_for(self.train.len(), false).0,
             devices,
             rows_per_pass: recipe.rows_per_pass,
             recompute: recipe.recompute,
@@ -214,7 +216,8 @@ impl Encoded {
         let queries = train.iter().map(|example| &example.query[..]);
         let counted = queries.zip(train_labels.iter().copied());
         let draft = (!by_head).then(|| Draft::fit(names.len(), counted));
-        Ok(Self { prompt, labels, train, train_labels, valid, valid_labels, cut, draft })
+        let mask = tokenizer.id("[MASK]");
+        Ok(Self { prompt, labels, train, train_labels, valid, valid_labels, cut, mask, draft })
     }
 
     /// The first examples as pieces of text, each with whether it carries loss.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use engine::{Balance, Lora, OptimizerOptions, Projection, Schedule};
+use engine::{Balance, Care, Hiding, Lora, OptimizerOptions, Projection, Schedule};
 use formats::BaseModel;
 use serde::{Deserialize, Serialize};
 
@@ -146,15 +146,23 @@ impl Recipe {
         self.lr.unwrap_or(found)
     }
 
-    /// Examples a step and passes over the data for a training set of this size.
+    /// What is done in a training of every weight of an encoder, where `mask` is its token for a hidden one.
+    pub(crate) fn care(&self, mask: Option<u32>) -> Care {
+        let hiding = mask.map(|token| Hiding { share: HIDDEN, token, seed: self.seed });
+        Care { smoothing: SMOOTHING, layer_decay: LAYER_DECAY, head_rate: HEAD_RATE, hiding }
+    }
+
+    /// Examples a step and passes over the data for a training set of this size; `whole_encoder`: every weight of an
+    /// encoder trains, which takes ten passes, as its tokens are hidden now and then.
     ///
     /// Three passes in steps of 32 are enough for thousands of examples. A few hundred learn better in more and
     /// smaller steps: 16 examples a step, and as many passes as give 300 steps, at most 10.
-    pub fn sized_for(&self, examples: usize) -> (usize, f32) {
+    pub fn sized_for(&self, examples: usize, whole_encoder: bool) -> (usize, f32) {
         let small = examples < 32 * (FEWEST_STEPS as usize) / 3;
         let batch = self.batch.unwrap_or(if small { 16 } else { 32 });
+        let fewest = if whole_encoder { MOST_EPOCHS } else { FEWEST_EPOCHS };
         let wanted = FEWEST_STEPS * batch as f32 / examples.max(1) as f32;
-        (batch, self.epochs.unwrap_or(wanted.clamp(FEWEST_EPOCHS, MOST_EPOCHS)))
+        (batch, self.epochs.unwrap_or(wanted.clamp(fewest, MOST_EPOCHS)))
     }
 }
 
@@ -163,6 +171,11 @@ const LORA_DECODER_LR: f32 = 7e-4;
 const LORA_ENCODER_LR: f32 = 1e-3;
 const FULL_DECODER_LR: f32 = 3e-4;
 const FULL_ENCODER_LR: f32 = 2e-4;
+/// The care for an encoder, as `docs/log.md` found it.
+const SMOOTHING: f32 = 0.1;
+const LAYER_DECAY: f32 = 0.85;
+const HEAD_RATE: f32 = 5.0;
+const HIDDEN: f32 = 0.1;
 /// Steps below which more passes are made.
 const FEWEST_STEPS: f32 = 300.0;
 /// Passes over a large data set.

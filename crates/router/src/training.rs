@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use engine::{Balance, Head, Model, Sampler, Trainable, Trainer, TrainerOptions};
+use engine::{Balance, Body, Care, Head, Model, Sampler, Trainable, Trainer, TrainerOptions};
 use kernels::{Backend, bf16};
 use routing::calibration::{probabilities, top};
 use serde_json::json;
@@ -79,13 +79,15 @@ impl<'a, B: Backend> Training<'a, B> {
             trainable.with_head(&found.head.for_length_of(&found.features))
         };
         let draw = (recipe.balance == Balance::Sample).then(|| Balance::factors(&encoded.train_labels));
-        let (batch, epochs) = recipe.sized_for(encoded.train.len());
+        let whole_encoder = model.is_encoder() && trainable.body == Body::Weights;
+        let (batch, epochs) = recipe.sized_for(encoded.train.len(), whole_encoder);
         let sampler = Sampler::new(encoded.train.len(), batch, recipe.seed, draw.as_deref());
         let planned = (f64::from(epochs) * sampler.steps_per_epoch() as f64).ceil() as u64;
         let total_steps = planned.min(recipe.max_steps.unwrap_or(u64::MAX)).max(1);
         let options = TrainerOptions {
             lr,
             optimizer: recipe.optimizer.clone(),
+            care: if whole_encoder { recipe.care(encoded.mask) } else { Care::default() },
             batch,
             rows_per_pass: recipe.rows_per_pass,
             recompute: recipe.recompute,

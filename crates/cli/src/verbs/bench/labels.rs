@@ -4,7 +4,8 @@
 use std::time::Instant;
 
 use engine::{
-    Adapter, Example, LabelTrie, Model, Sampler, Scorer, ScorerOptions, Storage, Trainer, TrainerOptions,
+    Adapter, Care, Example, LabelTrie, Model, Sampler, Scorer, ScorerOptions, Storage, Trainer,
+    TrainerOptions,
 };
 use formats::BaseModel;
 use kernels::{Backend, Encoding};
@@ -74,6 +75,7 @@ pub(super) fn routing_speed<B: Backend>(
     let options = TrainerOptions {
         lr: recipe.lr.unwrap_or(LR),
         optimizer: recipe.optimizer.clone(),
+        care: Care::default(),
         batch: BATCH,
         rows_per_pass: recipe.rows_per_pass,
         recompute: recipe.recompute,

@@ -1,6 +1,6 @@
 //! Training steps on random weights of a published shape: no file, no tokenizer, no text.
 
-use engine::{Adapter, Example, Model, Sampler, Storage, Trainer, TrainerOptions};
+use engine::{Adapter, Care, Example, Model, Sampler, Storage, Trainer, TrainerOptions};
 use formats::BaseModel;
 use kernels::Backend;
 use router::{Observer, Recipe};
@@ -70,6 +70,7 @@ impl Training {
         let options = TrainerOptions {
             lr: recipe.lr_for(base),
             optimizer: recipe.optimizer.clone(),
+            care: Care::default(),
             batch: self.batch,
             rows_per_pass: recipe.rows_per_pass,
             recompute: recipe.recompute,

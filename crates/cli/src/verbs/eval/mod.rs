@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use kernels::Backend;
-use router::{CascadeRecord, Router};
+use router::{CascadeRecord, Method, Router};
 use routing::calibration::Scope;
 use routing::cascade::{Cascade, CascadeGoal, Side};
 use routing::report::{Findings, Judged, Report, Training};
@@ -226,9 +226,12 @@ fn ask<B: Backend>(
     }
     let count = |text: &str| router.tokens(text).unwrap_or(text.len());
     let (method, recipe) = (router.manifest().method, &router.manifest().recipe);
+    // Where a head tells the labels apart, they have no tokens.
+    let by_head = router.manifest().labels.iter().all(|label| label.ids.is_empty());
+    let whole_encoder = method == Method::Full && by_head;
     let training = against::Training {
         tokens: training_tokens(train, &recipe.system, &count),
-        epochs: if method.reads_once() { 1.0 } else { recipe.sized_for(train.len()).1.into() },
+        epochs: if method.reads_once() { 1.0 } else { recipe.sized_for(train.len(), whole_encoder).1.into() },
         seconds: own::trained_seconds(&args.model),
     };
     let rows = against::Rows {

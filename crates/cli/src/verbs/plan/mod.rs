@@ -166,9 +166,10 @@ fn forecast<B: Backend>(backends: Vec<B>, args: &Args) -> anyhow::Result<Forecas
     let trains_on = router::device_name(&backends);
     let routes_in = routes_in(&backends[0], &base, method, args.device.encoding());
     let rows = data.train().len();
+    let whole_encoder = method == Method::Full && base.config.is_encoder();
     let (examples_per_s, seconds) = match (args.examples_per_s, method) {
         (Some(given), Method::Head) => (given, (rows + validation_rows) as f64 / given),
-        (Some(given), _) => (given, work(&recipe, rows, validation_rows) / given),
+        (Some(given), _) => (given, work(&recipe, rows, validation_rows, whole_encoder) / given),
         (None, Method::Head) => {
             let speed =
                 bench::head_speed(backends, &base_path, path, (&args.fields, &args.device), recipe.clone())?;
@@ -178,7 +179,7 @@ fn forecast<B: Backend>(backends: Vec<B>, args: &Args) -> anyhow::Result<Forecas
         (None, _) => {
             let timed = Recipe { method: Some(method), ..recipe.clone() };
             let speed = bench::examples_per_s(backends, path, &args.fields, &base_path, timed, TIMED_STEPS)?;
-            (speed, work(&recipe, rows, validation_rows) / speed)
+            (speed, work(&recipe, rows, validation_rows, whole_encoder) / speed)
         }
     };
     // To route a query, a head needs the model to read it once, as its training did.
@@ -188,7 +189,7 @@ fn forecast<B: Backend>(backends: Vec<B>, args: &Args) -> anyhow::Result<Forecas
         _ => QUERIES_AN_EXAMPLE,
     };
     let queries_per_s = args.queries_per_s.unwrap_or(an_example * examples_per_s);
-    let epochs = if method.reads_once() { 1.0 } else { recipe.sized_for(rows).1 };
+    let epochs = if method.reads_once() { 1.0 } else { recipe.sized_for(rows, whole_encoder).1 };
     let mut forecast = Forecast {
         training_rows: rows,
         validation_rows,
@@ -231,8 +232,8 @@ fn routes_in<B: Backend>(backend: &B, base: &BaseModel, method: Method, encoding
 }
 
 /// The work of a run, in training examples.
-fn work(recipe: &Recipe, train: usize, valid: usize) -> f64 {
-    let (batch, epochs) = recipe.sized_for(train);
+fn work(recipe: &Recipe, train: usize, valid: usize, whole_encoder: bool) -> f64 {
+    let (batch, epochs) = recipe.sized_for(train, whole_encoder);
     let planned = f64::from(epochs) * train as f64;
     let examples = recipe.max_steps.map_or(planned, |steps| planned.min(steps as f64 * batch as f64));
     let validations = recipe
@@ -320,9 +321,9 @@ mod tests {
     fn a_run_is_its_epochs_and_its_validations() {
         let recipe = Recipe { epochs: Some(3.0), batch: Some(32), ..Recipe::default() };
         // Four validations of at most 500 rows and one of all, at two examples a row.
-        assert!((work(&recipe, 9600, 400) - (28_800.0 + 2.0 * 2000.0)).abs() < 1e-6);
-        assert!((work(&recipe, 9600, 1000) - (28_800.0 + 2.0 * 3000.0)).abs() < 1e-6);
+        assert!((work(&recipe, 9600, 400, false) - (28_800.0 + 2.0 * 2000.0)).abs() < 1e-6);
+        assert!((work(&recipe, 9600, 1000, false) - (28_800.0 + 2.0 * 3000.0)).abs() < 1e-6);
         let short = Recipe { max_steps: Some(10), ..recipe };
-        assert!((work(&short, 9600, 0) - 320.0).abs() < 1e-6);
+        assert!((work(&short, 9600, 0, false) - 320.0).abs() < 1e-6);
     }
 }
