@@ -13,6 +13,7 @@ use router::Recipe;
 use serde_json::json;
 
 use super::{Times, at_once};
+use crate::terminal::say;
 
 /// As many as BANKING77 has.
 const LABELS: usize = 77;
@@ -114,6 +115,11 @@ pub(super) fn routing_speed<B: Backend>(
             scorer.score(&model, group)?;
         }
         seconds = begun.elapsed().as_secs_f64();
+    }
+    if 2 * right < queries.len() {
+        say!(
+            "note: these weights did not learn the labels, so the times are those of an unsure router that searches longer; try another --rank or --lr",
+        );
     }
     Ok(json!({
         "p50_ms": times.at(0.5),
