@@ -160,10 +160,12 @@ fn one(args: &Args) -> anyhow::Result<Outcome> {
     let (opened, read) = std::thread::scope(|scope| {
         let opening = scope.spawn(|| device.open());
         let read = (|| {
+            // First what costs nothing to find wrong: a base may have to be downloaded.
+            let data = data(&plan)?;
             let base = BaseModel::open(base_path(&plan.base)?)?;
             device.check_training(plan.recipe.method_for(&base))?;
             base.sha256();
-            anyhow::Ok((data(&plan)?, base))
+            anyhow::Ok((data, base))
         })();
         (opening.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), read)
     });
