@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::kernel::{COLUMNS, LeftForm, MOST_ROWS};
+use super::kernel::{COLUMNS, LeftForm};
 use super::left::{Left, LeftLayout, RowPanels};
 use super::product::CHUNK;
 use super::words::Scratch;
@@ -166,7 +166,7 @@ fn sum_rows<E: Element>(
     panels: &[RankPanel],
     store: impl Fn(&Range<usize>, &RankPanel, &[f32]),
 ) {
-    const TILE: usize = MOST_ROWS * COLUMNS;
+    let tile_len = E::left().most_rows() * COLUMNS;
     if panels.is_empty() {
         return;
     }
@@ -180,7 +180,7 @@ fn sum_rows<E: Element>(
         // Columns behind the last one are multiplied too, and their sums left alone.
         scratch.fill(0);
     }
-    let mut tiles = Scratch::take(parts.len() * panels.len() * TILE);
+    let mut tiles = Scratch::take(parts.len() * panels.len() * tile_len);
     let tiles: &mut [f32] = bytemuck::cast_slice_mut(&mut tiles);
     for first in (0..layout.k_words).step_by(chunk) {
         let k = first..layout.k_words.min(first + chunk);
@@ -194,9 +194,10 @@ fn sum_rows<E: Element>(
             }
         }
         let words = scratch.chunks_exact(chunk * COLUMNS);
-        for ((columns, b), tiles) in parts.iter().zip(words).zip(tiles.chunks_exact_mut(panels.len() * TILE))
+        for ((columns, b), tiles) in
+            parts.iter().zip(words).zip(tiles.chunks_exact_mut(panels.len() * tile_len))
         {
-            for (panel, tile) in panels.iter().zip(tiles.chunks_exact_mut(TILE)) {
+            for (panel, tile) in panels.iter().zip(tiles.chunks_exact_mut(tile_len)) {
                 let segment = left.segment(&panel.columns, k.clone(), b);
                 (E::kernels().tile)(tile, first > 0, &[segment], panel.columns.len(), COLUMNS);
                 if k.end == layout.k_words {

@@ -24,8 +24,13 @@ impl RowPanels {
         Self { rows, count: rows.div_ceil(form.most_rows()), form }
     }
 
+    /// Most rows of a panel.
+    pub(crate) fn most(self) -> usize {
+        self.form.most_rows()
+    }
+
     pub(crate) fn rows_of(self, panel: usize) -> Range<usize> {
-        let most = self.form.most_rows();
+        let most = self.most();
         let start = |panel: usize| match self.form {
             // As even as can be: low panels do not keep the multipliers busy.
             LeftForm::Woven => panel * self.rows / self.count,
@@ -49,7 +54,10 @@ pub(crate) struct LeftLayout {
 impl LeftLayout {
     /// For products of `M` over so many words of `k`.
     pub(crate) fn new<M: Multiply>(k_words: usize) -> Self {
-        let form = M::left();
+        Self::of(k_words, M::left())
+    }
+
+    fn of(k_words: usize, form: LeftForm) -> Self {
         let row_words = match form {
             LeftForm::Woven => k_words,
             // An odd number of cache lines: a tile's rows do not compete for the same cache sets.
@@ -139,10 +147,7 @@ impl<'a> Left<'a> {
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
-
     use super::*;
-    use crate::linear::kernel::operand_value;
 
     #[test]
     fn row_panels_are_even_or_full() {
@@ -161,28 +166,28 @@ mod tests {
 
     #[test]
     fn a_packed_row_lies_where_its_layout_says() {
-        let kernels = bf16::kernels();
         let (rows, values) = (3, 70);
-        let value = |t: usize, i: usize| bf16::from_f32((t * values + i) as f32);
-        let x: Vec<Vec<bf16>> = (0..rows).map(|t| (0..values).map(|i| value(t, i)).collect()).collect();
-        let k_words = values.div_ceil(kernels.pair);
-        let layout = LeftLayout::new::<bf16>(k_words);
-        // Two parts, as the gradients of the logits are packed.
-        let mut words = vec![u32::MAX; layout.len(rows)];
-        let shared = Shared::new(&mut words);
-        for (from, to) in [(0, 64), (64, values)] {
-            let row = |t: usize| &x[t][from..to];
-            // SAFETY: only this thread uses the words.
-            unsafe { layout.pack(&shared, kernels, 0..rows, from / kernels.pair, row) };
+        let value = |t: usize, k: usize| (t * values + k) as f32;
+        let x: Vec<Vec<f32>> = (0..rows).map(|t| (0..values).map(|k| value(t, k)).collect()).collect();
+        for form in [LeftForm::Woven, LeftForm::Rows] {
+            let layout = LeftLayout::of(values, form);
+            // Two parts, as the gradients of the logits are packed.
+            let mut words = vec![u32::MAX; layout.len(rows)];
+            let shared = Shared::new(&mut words);
+            for (from, to) in [(0, 64), (64, values)] {
+                // SAFETY: only this thread uses the words.
+                unsafe { layout.pack(&shared, f32::kernels(), 0..rows, from, |t| &x[t][from..to]) };
+            }
+            for (t, k) in (0..rows).flat_map(|t| (0..values).map(move |k| (t, k))) {
+                assert_eq!(words[layout.at(rows, t, k)], value(t, k).to_bits(), "{form:?}, row {t}, {k}");
+            }
+            let left = Left { words: &words, layout };
+            let segment = left.segment(&(0..rows), 8..values, &[]);
+            assert_eq!((segment.a[0], segment.words), (words[layout.at(rows, 0, 8)], values - 8));
+            if form == LeftForm::Rows {
+                let behind = |t| &words[layout.at(rows, t, values)..][..TILE_WORDS];
+                assert!((0..rows).all(|t| behind(t) == [0; TILE_WORDS]), "what is read behind a row is zero");
+            }
         }
-        for (t, i) in (0..rows).flat_map(|t| (0..values).map(move |i| (t, i))) {
-            let word = words[layout.at(rows, t, i / kernels.pair)];
-            let found = operand_value::<bf16>(word, i).to_bits();
-            assert_eq!(found, value(t, i).to_f32().to_bits(), "row {t}, value {i}");
-        }
-        let left = Left { words: &words, layout };
-        let segment = left.segment(&(0..rows), 8..k_words, &[]);
-        assert_eq!(segment.a[0], words[layout.at(rows, 0, 8)]);
-        assert_eq!(segment.words, k_words - 8);
     }
 }

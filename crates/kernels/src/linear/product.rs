@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::kernel::{COLUMNS, MOST_ROWS, Multiply, ROWS};
+use super::kernel::{COLUMNS, Multiply, ROWS};
 use super::left::{Left, RowPanels};
 use super::words::Scratch;
 use crate::pool;
@@ -55,7 +55,7 @@ pub(crate) fn multiply<M: Multiply>(
             Scratch::take(if right.chunk() == usize::MAX { 0 } else { right.chunk() * COLUMNS });
         // Between chunks every tile of the job is kept.
         let several = chunk < k_words;
-        let tile_len = MOST_ROWS * COLUMNS;
+        let tile_len = rows.most() * COLUMNS;
         let mut tiles = Scratch::take(if several { row_panels.len() * panels.len() } else { 1 } * tile_len);
         let tiles: &mut [M::Sum] = bytemuck::cast_slice_mut(&mut tiles);
         let mut k = 0..chunk;
@@ -115,10 +115,10 @@ impl Plan {
     /// anew.
     fn new(rows: RowPanels, panels: usize, chunk: usize) -> Self {
         let row_panels = rows.count;
-        let most = (MOST_LEFT / (4 * chunk.max(1))).max(16 * ROWS) / rows.form.most_rows();
+        let most = (MOST_LEFT / (4 * chunk.max(1))).max(16 * ROWS) / rows.most();
         let jobs = 8 * pool::threads();
         let few = row_panels.div_ceil(most);
-        let many = (row_panels * rows.form.most_rows() / (8 * ROWS)).max(1).min(row_panels);
+        let many = (row_panels * rows.most() / (8 * ROWS)).max(1).min(row_panels);
         let row_blocks = jobs.div_ceil(panels.max(1)).clamp(few, many.max(few));
         let group = (panels * row_blocks / jobs).clamp(1, 8);
         Self { row_panels, row_blocks, panels, group }
