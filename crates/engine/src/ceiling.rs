@@ -7,9 +7,9 @@ use kernels::{Backend, Linear, Output};
 use crate::block::Block;
 use crate::model::Model;
 
-/// Rounds that are timed at least, and at most as long.
-const ROUNDS: usize = 3;
+/// Rounds begin for so long, and so many at the most.
 const MOST: Duration = Duration::from_secs(2);
+const ROUNDS: usize = 100;
 
 impl<B: Backend> Model<B> {
     /// Rows a second through the forward and the input gradient of all linear layers of the blocks, and nothing else:
@@ -39,15 +39,9 @@ impl<B: Backend> Model<B> {
             self.backend.download(&mut [0.0], &wide, 0);
             begun.elapsed().as_secs_f64()
         };
-        round();
-        let (begun, mut best) = (Instant::now(), f64::INFINITY);
-        for done in 0.. {
-            if done >= ROUNDS && begun.elapsed() > MOST || done >= 100 {
-                break;
-            }
-            best = best.min(round());
-        }
-        rows as f64 / best
+        let begun = Instant::now();
+        let rounds = (0..ROUNDS).map_while(|done| (done == 0 || begun.elapsed() < MOST).then(&mut round));
+        rows as f64 / rounds.fold(f64::INFINITY, f64::min)
     }
 
     /// Gives the device back.
