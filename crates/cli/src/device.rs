@@ -32,11 +32,6 @@ impl DeviceArgs {
         }
     }
 
-    /// Whether a head on an encoder is fitted on features of 8-bit products.
-    pub(crate) fn int8(&self) -> bool {
-        self.encoding() == Encoding::Int8
-    }
-
     /// Refuses to train weights in what only routing and a head's features are computed in.
     pub(crate) fn check_training(&self, method: Method) -> anyhow::Result<()> {
         let int8 = self.precision == Some(Precision::Int8) && method != Method::Head;

@@ -198,13 +198,17 @@ pub struct Plan {
     pub base: String,
     /// How to train.
     pub recipe: Recipe,
-    /// The features that a head on an encoder is fitted on come from 8-bit products, where the device has such: the
-    /// same that it will read. All else trains in the device's compute type.
-    #[serde(default)]
-    pub int8: bool,
     /// The arithmetic as the user named it; `None`: what the device does best.
     #[serde(default)]
     pub precision: Option<String>,
     /// Seconds between checkpoints; changes nothing in the result.
     pub checkpoint_seconds: f32,
+}
+
+impl Plan {
+    /// Whether the features that a head on an encoder is fitted on come from 8-bit products, where the device has such:
+    /// the same that it will read. All else trains in the device's compute type.
+    pub(crate) fn int8(&self) -> bool {
+        self.precision.as_deref().is_none_or(|name| name == "int8")
+    }
 }

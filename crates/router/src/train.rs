@@ -113,7 +113,7 @@ fn train_held<B: Backend>(
         backends.truncate(1);
     }
     let devices = backends.len();
-    let int8 = plan.int8
+    let int8 = plan.int8()
         && method == Method::Head
         && base.config.is_encoder()
         && backends.iter().all(|backend| backend.image_layout().is_some());

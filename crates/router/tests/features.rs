@@ -64,8 +64,7 @@ fn a_head_reads_what_it_was_fitted_on() {
             label_field: None,
             base: base.display().to_string(),
             recipe: recipe.clone(),
-            int8,
-            precision: None,
+            precision: (!int8).then(|| "bf16".to_owned()),
             checkpoint_seconds: 0.0,
         };
         let open = || BaseModel::open(&base).expect("the fixture is whole");

@@ -56,18 +56,9 @@ impl Job {
         let data = TrainData::new(file, None, &fields, &recipe).expect("it has two labels");
         let (valid, text_field, label_field, precision) = (None, None, None, None);
         let base = "tiny".to_owned();
-        let (int8, checkpoint_seconds) = (false, 0.0);
-        let plan = Plan {
-            data: path,
-            valid,
-            text_field,
-            label_field,
-            base,
-            recipe,
-            int8,
-            precision,
-            checkpoint_seconds,
-        };
+        let checkpoint_seconds = 0.0;
+        let plan =
+            Plan { data: path, valid, text_field, label_field, base, recipe, precision, checkpoint_seconds };
         Self { plan, data }
     }
 

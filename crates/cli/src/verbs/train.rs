@@ -182,7 +182,6 @@ fn interrupted(args: &Args) -> anyhow::Result<Plan> {
         data: args.data.as_ref().map_or_else(|| begun.data.clone(), |data| absolute(data)),
         valid: args.valid.as_ref().map(|valid| absolute(valid)).or_else(|| begun.valid.clone()),
         recipe: Recipe { method, ..args.recipe.over(begun.recipe.clone())? },
-        int8: args.device.precision.map_or(begun.int8, |_| args.device.int8()),
         precision: args.device.named_precision().or_else(|| begun.precision.clone()),
         base,
         ..begun.clone()
@@ -247,7 +246,6 @@ pub(crate) fn plan(args: &Args) -> anyhow::Result<Plan> {
         label_field: fields.label_field,
         base: args.base.clone(),
         recipe: Recipe { method, ..args.recipe.recipe()? },
-        int8: args.device.int8(),
         precision: args.device.named_precision(),
         checkpoint_seconds: args.checkpoint_seconds,
     })

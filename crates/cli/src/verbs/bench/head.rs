@@ -54,7 +54,7 @@ pub(crate) fn head_speed<B: Backend>(
     let recipe = Recipe { method: Some(Method::Head), ..recipe };
     let rows = TrainData::new(sample(routing::read(data, &fields)?), None, &fields, &recipe)?;
     let folder = tempfile::tempdir()?;
-    let plan = plan_of(data, &fields, base, recipe, device.int8());
+    let plan = plan_of(data, &fields, base, recipe, device.named_precision());
     let mut reading = Reading::default();
     router::train(
         backends,

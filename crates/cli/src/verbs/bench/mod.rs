@@ -246,7 +246,7 @@ fn timed_steps<B: Backend>(
     // Every step is timed alone: no validation in between, and hardly any at the end.
     (recipe.validate_every, recipe.max_validation) = (Some(u64::MAX), 8);
     let rows = TrainData::new(routing::read(data, &fields)?, None, &fields, &recipe)?;
-    let plan = plan_of(data, &fields, base, recipe, false);
+    let plan = plan_of(data, &fields, base, recipe, None);
     let mut clock = Clock::default();
     let out = folder.path().join("run");
     let outcome = router::train(backends, model, &rows, &plan, &out, false, &mut clock)?;
@@ -254,7 +254,13 @@ fn timed_steps<B: Backend>(
 }
 
 /// A run that is only timed.
-fn plan_of(data: &Path, fields: &ReadOptions, base: &Path, recipe: Recipe, int8: bool) -> Plan {
+fn plan_of(
+    data: &Path,
+    fields: &ReadOptions,
+    base: &Path,
+    recipe: Recipe,
+    precision: Option<String>,
+) -> Plan {
     Plan {
         data: data.to_owned(),
         valid: None,
@@ -262,8 +268,7 @@ fn plan_of(data: &Path, fields: &ReadOptions, base: &Path, recipe: Recipe, int8:
         label_field: fields.label_field.clone(),
         base: base.display().to_string(),
         recipe,
-        int8,
-        precision: None,
+        precision,
         checkpoint_seconds: f32::from(u16::MAX),
     }
 }
